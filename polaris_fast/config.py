@@ -1,0 +1,459 @@
+"""The run's configuration: typed, validated, read from YAML and dotted overrides.
+
+Keys carry the names TRL and transformers use where they mean the same thing. An unknown key is an
+error that names the nearest one; every range is checked before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from polaris_kernels import LossSpec
+
+from .types import UserError
+
+
+class Section(BaseModel):
+    """Base of every section: no unknown keys, docstrings under fields are their descriptions."""
+
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, validate_default=True, frozen=True
+    )
+
+
+class DataConfig(Section):
+    """Where prompts and human stories come from."""
+
+    path: str | None = None
+    """JSONL or parquet file, folder of .txt/.md stories, or hub data-set id; null: the samples."""
+    split: str = "train"
+    """Split of a hub data set."""
+    eval_path: str | None = None
+    """Held-out records; null: `num_eval_prompts` records are taken from `path`."""
+    num_eval_prompts: int = Field(0, ge=0)
+    """How many records to hold out from training when `eval_path` is null."""
+    min_target_words: int | None = Field(None, ge=1)
+    """Records with a smaller target are left out."""
+    max_target_words: int | None = Field(None, ge=1)
+    """Records with a larger target are left out."""
+    length_sentence: str = "The story should be about {words} words long."
+    """Appended to the prompt that the policy sees (the judge never sees it); needs `{words}`."""
+    thinking: bool = False
+    """Whether the policy thinks before it writes (`</think>` ends its thinking)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "{words}" not in self.length_sentence:
+            raise ValueError(
+                f"length_sentence must contain '{{words}}', got {self.length_sentence!r}"
+            )
+        low, high = self.min_target_words, self.max_target_words
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min_target_words ({low}) must not exceed max_target_words ({high})")
+        return self
+
+
+class EmbeddedConfig(Section):
+    """The tiny Qwen3.5-architecture model built locally when `model_name_or_path` is null."""
+
+    vocab_size: int = Field(1024, ge=300, le=65536)
+    """Entries of the byte-level BPE vocabulary trained on the sample stories."""
+    hidden_size: int = Field(64, ge=32, multiple_of=32)
+    """Width of the residual stream."""
+    num_hidden_layers: int = Field(4, ge=4, multiple_of=4)
+    """Layers; of every four, three are gated-delta-net layers and one is full attention."""
+    warm_start_steps: int = Field(60, ge=0)
+    """Supervised steps on the sample stories before GRPO starts."""
+    warm_start_learning_rate: float = Field(3e-3, gt=0)
+    """Learning rate of these steps."""
+    warm_start_batch_size: int = Field(16, ge=1)
+    """Stories in each of these steps."""
+
+
+class RolloutConfig(Section):
+    """How completions are generated."""
+
+    engine: Literal["hf"] = "hf"
+    """Rollout engine; `hf` generates with the training weights in place."""
+    max_batch_size: int = Field(64, ge=1)
+    """Rows decoded together; finished rows leave the batch."""
+
+
+class JudgeConfig(Section):
+    """The LLM judge behind an OpenAI-compatible endpoint."""
+
+    base_url: str | None = None
+    """Endpoint ending in /v1; null: the local heuristic judge is started on loopback."""
+    model: str = "local-heuristic"
+    """Model name sent to the endpoint."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; keys are never read from files or logged."""
+    temperature: float = Field(0.2, ge=0, le=2)
+    """Sampling temperature of the judge."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    """Nucleus of the judge's sampling."""
+    max_output_tokens: int = Field(8192, ge=64)
+    """Cap on the judge's answer; doubled once when an answer is cut off."""
+    response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
+    """How the endpoint is asked for JSON."""
+    max_concurrency: int = Field(32, ge=1)
+    """Requests in flight at most."""
+    max_attempts: int = Field(4, ge=1)
+    """Tries for one judgement."""
+    connect_timeout_s: float = Field(10.0, gt=0)
+    """Limit on opening a connection."""
+    timeout_s: float = Field(180.0, gt=0)
+    """Limit on one try; grows by `timeout_s_per_1k_words`, so that long stories are not lost."""
+    timeout_s_per_1k_words: float = Field(20.0, ge=0)
+    """Further seconds for each 1,000 words of the story."""
+    deadline_s: float = Field(900.0, gt=0)
+    """Limit on one judgement, all tries and waits together."""
+    max_failed_fraction: float = Field(0.10, ge=0, lt=1)
+    """Above this share of failed rows the optimizer step is held and they are judged again."""
+    max_rejudge_rounds: int = Field(2, ge=0)
+    """How often failed rows of a held step are judged again before the run stops."""
+
+
+class RewardConfig(Section):
+    """R = quality - repetition - length - blank (recipe section 1)."""
+
+    function: str | None = None
+    """`package.module:callable` used instead of the judge: f(prompts, completions, **columns)."""
+    length_reward: Literal["band", "ratio"] = "band"
+    """`band`: the paper's penalty outside [T - lo, T + hi]; `ratio`: scale free in |ln(w / T)|."""
+    length_weight: float = Field(0.8, ge=0)
+    """Weight of the length penalty (`band`) or lambda of `ratio`."""
+    repetition_weight: float = Field(1.5, ge=0)
+    """Weight of self-repetition."""
+    repetition_scope: Literal["story", "windowed"] = "story"
+    """4-gram repetition over the story (paper) or the mean of windows of 1,000 words."""
+    blank_weight: float = Field(1.0, ge=0)
+    """Weight of the blank penalty."""
+    min_reward: float = -2.0
+    """R is clipped from below here."""
+    max_reward: float = 2.0
+    """R is clipped from above here."""
+    word_counter: Literal["whitespace", "word_chars"] = "whitespace"
+    """Words are runs of non-space, or runs of word characters (the paper's release)."""
+    min_target_words: int = Field(150, ge=1)
+    """T is at least this in `band` (the paper's release)."""
+    band_low_fraction: float = Field(0.15, ge=0, lt=1)
+    """lo = clamp(fraction * T, band_low_min, band_low_max)."""
+    band_low_min: int = Field(350, ge=0)
+    """Lower clamp of lo, words."""
+    band_low_max: int = Field(1000, ge=0)
+    """Upper clamp of lo, words."""
+    band_high_fraction: float = Field(0.25, ge=0)
+    """hi = clamp(fraction * T, band_high_min, band_high_max)."""
+    band_high_min: int = Field(600, ge=0)
+    """Lower clamp of hi, words."""
+    band_high_max: int = Field(1500, ge=0)
+    """Upper clamp of hi, words."""
+    ratio_free: float = Field(0.10, ge=0)
+    """|ln(words / T)| up to which the length score is 1."""
+    ratio_zero: float = Field(0.70, gt=0)
+    """|ln(words / T)| from which the length score is 0."""
+    blank_min_words: int = Field(150, ge=0)
+    """A story of fewer words is blank."""
+    blank_min_visible: float = Field(0.10, ge=0, le=1)
+    """A story with a smaller share of visible characters is blank."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_reward >= self.max_reward:
+            raise ValueError(
+                f"min_reward ({self.min_reward}) must be below max_reward ({self.max_reward})"
+            )
+        if self.ratio_free >= self.ratio_zero:
+            raise ValueError(
+                f"ratio_free ({self.ratio_free}) must be below ratio_zero ({self.ratio_zero})"
+            )
+        if self.function is not None and ":" not in self.function:
+            raise ValueError(f"function must be 'package.module:callable', got {self.function!r}")
+        return self
+
+
+class HRIConfig(Section):
+    """Human-reference injection: one row of each group is the human story (recipe section 2)."""
+
+    mode: Literal["off", "anchor", "luffy"] = "anchor"
+    """`anchor`: statistics from policy rows only (paper); `luffy`: the human row is inside the
+    statistics and its ratio is p / (p + 0.1) (arXiv 2504.14945); `off`: rollouts only."""
+    weight: float = Field(0.4, ge=0)
+    """Weight of the human row's advantage after the ramp."""
+    warmup_steps: int = Field(15, ge=0)
+    """Steps over which the weight rises from 0; at weight 0 the slot is one more rollout."""
+    fixed_reward: float | None = None
+    """Reward of every human row; null: it is judged like any other."""
+    num_judge_samples: int = Field(3, ge=1)
+    """Judgements of a human story, averaged and reused."""
+    missing_reasoning: Literal["error", "skip", "empty"] = "error"
+    """With `data.thinking`, what to do with a record that has no reasoning."""
+
+
+class PackingConfig(Section):
+    """Variable-length micro-batches."""
+
+    max_tokens_per_microbatch: int = Field(16384, ge=16)
+    """Token budget of one forward/backward."""
+
+
+class GuardConfig(Section):
+    """Refuses updates that would wreck the model."""
+
+    max_grad_norm_ratio: float = Field(20.0, gt=1)
+    """An update whose gradient norm exceeds this multiple of the running median is skipped."""
+    window: int = Field(32, ge=4)
+    """Updates in the running median; the guard for size starts once it is a quarter full."""
+    max_consecutive_skips: int = Field(5, ge=1)
+    """After so many skips in a row the run stops."""
+
+
+class Config(Section):
+    """Everything a run needs; the resolved copy is written beside its results."""
+
+    # model
+    model_name_or_path: str | None = None
+    """Folder or hub id of a Hugging Face causal LM; null: the embedded tiny model."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Parameter and activation type."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU when there is one."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in backward."""
+    logits_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Rounding of the logits, to match the rollout engine's."""
+
+    # run
+    output_dir: str | None = None
+    """Folder of the run; null: runs/<date and time>."""
+    seed: int = Field(0, ge=0)
+    """Seed of data order, sampling and initialisation."""
+    deterministic: bool | None = None
+    """Groups train in a fixed order and resume is bitwise; null: on for the CPU."""
+    max_steps: int = Field(-1, ge=-1)
+    """Optimizer steps of rollouts; -1: `num_train_epochs` decide."""
+    num_train_epochs: float = Field(1.0, gt=0)
+    """Passes over the prompts when `max_steps` is -1."""
+
+    # group sampling
+    prompts_per_step: int = Field(8, ge=1)
+    """Prompts (groups) in one step."""
+    num_generations: int = Field(6, ge=2)
+    """Rows of a group, the human row included."""
+    num_iterations: int = Field(1, ge=1)
+    """Updates on each batch of rollouts."""
+    max_prompt_length: int = Field(256, ge=1)
+    """Prompt tokens at most; a longer prompt is an error at start-up."""
+    max_completion_length: int = Field(8192, ge=1)
+    """Completion tokens at most, thinking included."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; log-probs are taken at it too."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Nucleus of the sampling."""
+    top_k: int = Field(20, ge=0)
+    """Candidates of the sampling; 0: all."""
+    repetition_penalty: float = Field(1.10, gt=0)
+    """Penalty on tokens already present, of the sampling only."""
+    zero_spread_resample_rounds: int = Field(0, ge=0)
+    """How often groups without spread are replaced by new prompts within a step."""
+
+    # optimizer
+    learning_rate: float = Field(1e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    """Schedule, by transformers."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear learning-rate warm-up."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW weight decay."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW beta 1."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """AdamW beta 2."""
+    adam_epsilon: float = Field(1e-8, gt=0)
+    """AdamW epsilon."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient norm to clip to."""
+
+    # loss
+    loss_type: str = "dapo"
+    """Loss of `polaris_kernels` (dapo: token mean over the global batch)."""
+    epsilon: float = Field(0.2, ge=0)
+    """Lower clip of the ratio."""
+    epsilon_high: float = Field(0.28, ge=0)
+    """Upper clip of the ratio."""
+    beta: float = Field(0.0, ge=0)
+    """KL coefficient against the starting model; 0 loads no reference."""
+    kl_estimator: Literal["k1", "abs", "k2", "k3"] = "k3"
+    """Estimator of the KL term."""
+    entropy_coef: float = 0.0
+    """Coefficient of the entropy bonus."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """What divides centred rewards: the group's std, the batch's, or nothing (dr_grpo)."""
+
+    # saving and reporting
+    save_steps: int = Field(5, ge=0)
+    """Steps between checkpoints; 0: only the last."""
+    save_total_limit: int | None = Field(None, ge=1)
+    """Checkpoints kept; null: all."""
+    resume_from_checkpoint: str | None = None
+    """A checkpoint folder, a run folder (its newest), or null."""
+    eval_on_start: bool = False
+    """Evaluate the held-out prompts before the first step."""
+    eval_on_end: bool = False
+    """Evaluate the held-out prompts after the last step."""
+    num_eval_generations: int = Field(4, ge=1)
+    """Stories written for each held-out prompt."""
+    eval_temperature: float | None = Field(None, gt=0)
+    """Sampling temperature of the evaluation; null: `temperature`."""
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    """Trackers besides metrics.jsonl."""
+    run_name: str | None = None
+    """Name shown by trackers and the report."""
+    progress: bool = True
+    """Live terminal view; plain lines when the output is no terminal."""
+
+    data: DataConfig = Field(default_factory=DataConfig)
+    embedded: EmbeddedConfig = Field(default_factory=EmbeddedConfig)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    judge: JudgeConfig = Field(default_factory=JudgeConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
+    hri: HRIConfig = Field(default_factory=HRIConfig)
+    packing: PackingConfig = Field(default_factory=PackingConfig)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        need = 4 if self.hri.mode != "off" else 2
+        if self.num_generations < need:
+            raise ValueError(
+                f"num_generations must be at least {need} with hri.mode={self.hri.mode} (three "
+                f"policy rows and the human row make a spread), got {self.num_generations}; raise "
+                "num_generations or set hri.mode=off"
+            )
+        self.loss_spec()  # its own checks name field, value and remedy
+        if (
+            self.resume_from_checkpoint is not None
+            and not Path(self.resume_from_checkpoint).exists()
+        ):
+            raise ValueError(
+                f"resume_from_checkpoint: no such folder {self.resume_from_checkpoint!r}; "
+                "give a run folder or one of its checkpoint-N folders"
+            )
+        return self
+
+    def loss_spec(self) -> LossSpec:
+        """The run's loss in the kernels' terms."""
+        return LossSpec(
+            loss_type=self.loss_type,
+            epsilon=self.epsilon,
+            epsilon_high=self.epsilon_high,
+            beta=self.beta,
+            kl_estimator=self.kl_estimator,
+            entropy_coef=self.entropy_coef,
+            max_completion_length=self.max_completion_length,
+            human_ratio="luffy" if self.hri.mode == "luffy" else "same",
+        )
+
+
+def load_config(path: str | Path | None = None, overrides: dict[str, str] | None = None) -> Config:
+    """Read a YAML file (or a shipped config by name), apply dotted overrides, validate.
+
+    Args:
+        path: file, or the name of a shipped config such as `polaris_9b`; None: `default_cpu`.
+        overrides: dotted key -> text, read as YAML ("3", "true", "[a, b]", "null").
+
+    Raises:
+        UserError: missing file, YAML fault, unknown key or value out of range; names the key,
+            the value and the remedy.
+    """
+    tree = _read_yaml(_resolve(path))
+    for dotted, text in (overrides or {}).items():
+        _set(tree, dotted, text)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from error
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML, in declaration order."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations that come with the package."""
+    folder = resources.files(__package__) / "configs"
+    return sorted(
+        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
+    )
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key a configuration accepts."""
+    keys: list[str] = []
+    for name, info in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += known_keys(info.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _resolve(path: str | Path | None) -> Path:
+    name = "default_cpu" if path is None else str(path)
+    if name in shipped_configs():
+        return Path(str(resources.files(__package__) / "configs" / f"{name}.yaml"))
+    if not Path(name).is_file():
+        raise UserError(
+            f"--config: no such file {name!r}; give a YAML file or one of "
+            + ", ".join(shipped_configs())
+        )
+    return Path(name)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: {path} is not valid YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"--config: {path} must hold `key: value` lines, got {type(tree).__name__}")
+    return tree
+
+
+def _set(tree: dict[str, Any], dotted: str, text: str) -> None:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--{dotted}: cannot read {text!r} as YAML: {error}") from error
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        node = tree.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise UserError(f"unknown key {dotted!r}: {parent!r} is a value, not a section")
+        tree = node
+    tree[leaf] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """One line a fault: the dotted key, the value, the rule."""
+    lines = []
+    for fault in error.errors(include_url=False):
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.0)
+            lines.append(f"unknown key {key!r}; did you mean {near[0]!r}?")
+        elif fault["type"] == "value_error":
+            lines.append((f"{key}: " if key else "") + str(fault["ctx"]["error"]))
+        else:
+            lines.append(f"{key}: {fault['msg']}, got {fault['input']!r}")
+    return "\n".join(lines)

@@ -1,0 +1,275 @@
+"""Story records from JSONL, parquet, a hub data set, a folder of text files, or the samples.
+
+Fields (recipe section 4): uid, prompt, target_word_count, story, reasoning (optional), source.
+Everything else on a line is kept in `columns` for user rewards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .config import DataConfig
+from .text_stats import count_words
+from .types import StoryRecord, UserError
+
+_TEXT_SUFFIXES = (".txt", ".md")
+# Enough of English to keep function words out of an extracted prompt.
+_STOP_WORDS = frozenset(
+    "a about after again all also always an and any are as at away back be because been before "
+    "being but by came can come could did do does don't down each even ever every few first for "
+    "from get go good got had has have he her here him his how i if in into is it its just know "
+    "last left like little long look looked made make man many may me more most much must my "
+    "never new no not nothing now of off old on once one only or other our out over own said same "
+    "saw say see she should since so some still such than that the their them then there these "
+    "they thing this those though through time to too two under until up upon us very was way we "
+    "well went were what when where which while who why will with woman would years yet you "
+    "your".split()
+)
+
+
+class _Line(BaseModel):
+    """The shape of one record as it stands in a file."""
+
+    model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True)
+
+    prompt: str = Field(min_length=1)
+    uid: str | None = None
+    target_word_count: int | None = Field(None, ge=1)
+    story: str | None = None
+    reasoning: str | None = None
+    source: str = ""
+
+
+def load_records(config: DataConfig) -> list[StoryRecord]:
+    """All records of `data.path`, in file order, filtered by target length.
+
+    Raises:
+        UserError: a missing path, an unreadable line (with file and line number), a story
+            without text, duplicate uids, or nothing left.
+    """
+    records = list(_read(config.path, config.split))
+    low, high = config.min_target_words or 1, config.max_target_words or 10**9
+    kept = [r for r in records if low <= r.target_word_count <= high]
+    where = config.path or "the bundled samples"
+    if not records:
+        raise UserError(f"data.path: {where} holds no records; give JSONL, parquet or text files")
+    if not kept:
+        raise UserError(
+            f"data.path: none of the {len(records)} records of {where} has a target between "
+            f"data.min_target_words and data.max_target_words; widen them"
+        )
+    double = [uid for uid, n in Counter(r.uid for r in kept).items() if n > 1]
+    if double:
+        raise UserError(f"data.path: uid {double[0]!r} appears more than once in {where}")
+    return kept
+
+
+def load_samples(*names: str) -> list[StoryRecord]:
+    """The bundled sample stories: `micro` (20-80 words), `stories` (120-400), or both."""
+    folder = Path(str(resources.files(__package__) / "samples"))
+    return [r for n in names or ("micro", "stories") for r in _read_jsonl(folder / f"{n}.jsonl")]
+
+
+def split_records(
+    config: DataConfig, records: list[StoryRecord]
+) -> tuple[list[StoryRecord], list[StoryRecord]]:
+    """(training, held-out) records; membership depends on uids alone, not on order or seed."""
+    if config.eval_path is not None:
+        held_out = load_records(config.model_copy(update={"path": config.eval_path}))
+        seen = {r.uid for r in held_out}
+        return [r for r in records if r.uid not in seen], held_out
+    if config.num_eval_prompts == 0:
+        return records, []
+    if config.num_eval_prompts >= len(records):
+        raise UserError(
+            f"data.num_eval_prompts ({config.num_eval_prompts}) must be below the number of "
+            f"records ({len(records)}); lower it or give more data"
+        )
+    by_hash = sorted(records, key=lambda r: hashlib.sha256(r.uid.encode()).hexdigest())
+    held = {r.uid for r in by_hash[: config.num_eval_prompts]}
+    return [r for r in records if r.uid not in held], [r for r in records if r.uid in held]
+
+
+class PromptOrder:
+    """Endless shuffled passes over the records; position `n` is a function of the seed alone."""
+
+    def __init__(self, num_records: int, seed: int) -> None:
+        self.num_records, self.seed = num_records, seed
+        self._epoch, self._order = -1, []  # type: int, list[int]
+
+    def __getitem__(self, position: int) -> int:
+        """Record index at this position of the run (0 is the first prompt of the first step)."""
+        epoch, offset = divmod(position, self.num_records)
+        if epoch != self._epoch:
+            order = list(range(self.num_records))
+            random.Random(f"{self.seed}/{epoch}").shuffle(order)
+            self._epoch, self._order = epoch, order
+        return self._order[offset]
+
+
+def _read(path: str | None, split: str) -> Iterator[StoryRecord]:
+    if path is None:
+        yield from load_samples("micro")
+        return
+    where = Path(path)
+    if where.is_dir():
+        yield from _read_folder(where)
+    elif where.suffix == ".jsonl" and where.is_file():
+        yield from _read_jsonl(where)
+    elif where.suffix == ".parquet" and where.is_file():
+        yield from _read_parquet(where)
+    elif where.is_file() and where.suffix in _TEXT_SUFFIXES:
+        yield _from_text(where)
+    elif where.exists():
+        raise UserError(
+            f"data.path: cannot read {path!r} ({where.suffix or 'no suffix'}); give .jsonl, "
+            ".parquet, .txt, .md or a folder of text files"
+        )
+    else:
+        yield from _read_hub(path, split)
+
+
+def _read_jsonl(path: Path) -> Iterator[StoryRecord]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                fields = json.loads(raw)
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise UserError(f"data.path: {where}: not valid JSON ({error})") from error
+            yield _record(fields, where, f"{path.stem}-{number}")
+
+
+def _read_parquet(path: Path) -> Iterator[StoryRecord]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        table = parquet.ParquetFile(path)
+        number = 0
+        for batch in table.iter_batches(batch_size=256):
+            for fields in batch.to_pylist():
+                number += 1
+                yield _record(fields, f"{path}: row {number}", f"{path.stem}-{number}")
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"data.path: {path} is not readable parquet ({error})") from error
+
+
+def _read_hub(name: str, split: str) -> Iterator[StoryRecord]:
+    import datasets
+
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"data.path: no such file or folder {name!r}")
+    try:
+        rows: Iterable[dict[str, Any]] = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the library raises many kinds; each means "cannot be had"
+        raise UserError(
+            f"data.path: {name!r} is no file or folder here, and as a hub data set it cannot be "
+            f"loaded ({type(error).__name__}: {error}); check the path, the name or data.split"
+        ) from error
+    for number, fields in enumerate(rows, start=1):
+        yield _record(fields, f"{name}[{split}]: row {number}", f"{split}-{number}")
+
+
+def _record(fields: Any, where: str, default_uid: str) -> StoryRecord:
+    try:
+        line = _Line.model_validate(fields)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in fault["loc"]) or "record"
+        raise UserError(
+            f"data.path: {where}: {key}: {fault['msg']}, got {fault['input']!r:.80}"
+        ) from error
+    if line.story is not None and not line.story.strip():
+        raise UserError(
+            f"data.path: {where}: story: no text; remove the field for a prompt without a "
+            "human story, or the line"
+        )
+    target = line.target_word_count
+    if target is None:
+        if line.story is None:
+            raise UserError(
+                f"data.path: {where}: target_word_count: missing, and there is no story to count; "
+                "add the number of words to ask for"
+            )
+        target = count_words(line.story)
+    return StoryRecord(
+        uid=line.uid or default_uid,
+        prompt=line.prompt.strip(),
+        target_word_count=target,
+        story=line.story.strip() if line.story else None,
+        reasoning=line.reasoning.strip() if line.reasoning else None,
+        source=line.source,
+        columns=dict(line.model_extra or {}),
+    )
+
+
+def _read_folder(folder: Path) -> Iterator[StoryRecord]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix in _TEXT_SUFFIXES and p.is_file())
+    if not files:
+        raise UserError(f"data.path: no .txt or .md file in {str(folder)!r}")
+    for file in files:
+        yield _from_text(file, folder)
+
+
+def _from_text(file: Path, folder: Path | None = None) -> StoryRecord:
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise UserError(f"data.path: {file}: not UTF-8 text ({error}); convert it") from error
+    title, story = _split_title(text, file.stem)
+    if not story:
+        raise UserError(f"data.path: {file}: story without text; write it or remove the file")
+    uid = str(file.relative_to(folder).with_suffix("")) if folder else file.stem
+    return StoryRecord(
+        uid=uid,
+        prompt=_extract_prompt(title, story),
+        target_word_count=count_words(story),
+        story=story,
+        source=str(file.name),
+    )
+
+
+def _split_title(text: str, stem: str) -> tuple[str, str]:
+    """A short first line without a full stop, set off by a blank line, is the title."""
+    first, _, rest = text.partition("\n")
+    heading = first.lstrip("# ").strip()
+    is_title = 0 < len(heading.split()) <= 12 and heading[-1] not in ".!?\"'"
+    if is_title and rest.strip() and (first.startswith("#") or rest.startswith("\n")):
+        return heading, rest.strip()
+    return re.sub(r"[-_]+", " ", stem).strip().capitalize(), text
+
+
+def _extract_prompt(title: str, story: str) -> str:
+    """A prompt from the title and the words that carry the first scene; quotes no sentence."""
+    scene = story[:2000].split("\n\n\n")[0]
+    words = re.findall(r"[A-Za-z][A-Za-z']+", scene)
+    # A capital after a lower-case word is a name, not the start of a sentence.
+    names = Counter(
+        name
+        for name in re.findall(r"(?<=[a-z,;] )[A-Z][a-z]{2,}", scene)
+        if name.lower() not in _STOP_WORDS
+    )
+    content = Counter(
+        w.lower() for w in words if w.lower() not in _STOP_WORDS and len(w) > 3 and w.islower()
+    )
+    people = [name for name, _ in names.most_common(2)]
+    things = [word for word, _ in content.most_common(4)]
+    prompt = f'Write a short story called "{title}".'
+    if people:
+        prompt += f" It is about {' and '.join(people)}."
+    if things:
+        prompt += f" The first scene brings in: {', '.join(things)}."
+    return prompt

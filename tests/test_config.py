@@ -1,0 +1,107 @@
+"""The configuration: what it accepts, and how it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from polaris_fast.config import Config, dump_config, known_keys, load_config, shipped_configs
+from polaris_fast.types import UserError
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_every_shipped_config_loads_and_survives_a_round_trip(name: str, tmp_path: Path) -> None:
+    config = load_config(name)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump_config(config))
+    assert load_config(copy) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("learning_rat", "learning_rate"),
+        ("num_generation", "num_generations"),
+        ("data.pth", "data.path"),
+        ("hri.warmup", "hri.warmup_steps"),
+        ("judge.max_concurency", "judge.max_concurrency"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_one(key: str, nearest: str) -> None:
+    with pytest.raises(UserError, match=f"unknown key '{key}'; did you mean '{nearest}'"):
+        load_config(None, {key: "1"})
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("learning_rate", "-1"),
+        ("top_p", "0"),
+        ("top_p", "1.5"),
+        ("temperature", "0"),
+        ("prompts_per_step", "many"),
+        ("hri.mode", "sometimes"),
+        ("judge.max_failed_fraction", "1"),
+        ("loss_type", "ppo2"),
+        ("reward.function", "no_colon"),
+        ("data.length_sentence", "'Be long.'"),
+    ],
+)
+def test_a_value_out_of_range_names_key_and_value(key: str, text: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(None, {key: text})
+    assert key.split(".")[-1] in str(error.value)
+    assert text.strip("'") in str(error.value)
+
+
+def test_too_few_generations_for_a_human_row_say_what_to_do() -> None:
+    with pytest.raises(UserError, match=r"num_generations must be at least 4 .* hri.mode=off"):
+        load_config(None, {"num_generations": "3"})
+    assert load_config(None, {"num_generations": "3", "hri.mode": "'off'"}).num_generations == 3
+
+
+def test_overrides_win_over_the_file_and_keep_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("learning_rate: 2.0e-5\nhri: {weight: 0.7}\n")
+    config = load_config(path, {"hri.warmup_steps": "3", "learning_rate": "1e-4"})
+    assert (config.learning_rate, config.hri.weight, config.hri.warmup_steps) == (1e-4, 0.7, 3)
+
+
+def test_the_faithful_preset_holds_the_papers_settings() -> None:
+    config = load_config("polaris_9b")
+    assert (config.learning_rate, config.epsilon, config.epsilon_high) == (1e-6, 0.2, 0.28)
+    assert (config.prompts_per_step, config.num_generations, config.num_iterations) == (8, 6, 1)
+    assert (config.temperature, config.top_p, config.top_k) == (1.0, 0.95, 20)
+    assert (config.repetition_penalty, config.max_prompt_length) == (1.10, 256)
+    assert (config.max_completion_length, config.beta, config.save_steps) == (8192, 0.0, 5)
+    assert (config.hri.weight, config.hri.warmup_steps, config.data.thinking) == (0.4, 15, True)
+    reward = config.reward
+    assert (reward.repetition_weight, reward.length_weight, reward.blank_weight) == (1.5, 0.8, 1.0)
+    assert (reward.word_counter, reward.min_reward, reward.max_reward) == ("word_chars", -2.0, 2.0)
+
+
+def test_a_missing_or_broken_file_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such file 'nowhere\.yaml'"):
+        load_config("nowhere.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_config(broken)
+
+
+def test_every_field_is_described() -> None:
+    def check(model: type, prefix: str = "") -> list[str]:
+        missing = []
+        for name, info in model.model_fields.items():
+            inner = info.annotation
+            if isinstance(inner, type) and hasattr(inner, "model_fields"):
+                missing += check(inner, f"{prefix}{name}.")
+            elif not info.description:
+                missing.append(prefix + name)
+        return missing
+
+    assert check(Config) == []
+    assert len(known_keys()) == len(set(known_keys()))
+    assert yaml.safe_load(dump_config(Config())).keys() == Config.model_fields.keys()
