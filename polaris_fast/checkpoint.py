@@ -1,0 +1,172 @@
+"""Checkpoints: `checkpoint-N/`, loadable by `from_pretrained`, written whole or not at all.
+
+A checkpoint is written into a temporary folder beside its place, listed in `manifest.json` with
+sizes and checksums, flushed, then renamed: a crash at any moment leaves the previous one intact.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .types import UserError
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+_MANIFEST, _STATE = "manifest.json", "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Where a run stands. Random streams are functions of (seed, step), so none is stored."""
+
+    step: int  # optimizer steps done
+    prompt_cursor: int  # prompts drawn from the data order
+    num_tokens: int  # completion tokens generated so far
+    human_scores: dict[str, dict[str, object]]  # uid -> judgement, paid once
+
+
+def save_checkpoint(
+    output_dir: Path, state: TrainerState, write: Callable[[Path], None], *, keep: int | None
+) -> Path:
+    """Write checkpoint-N and drop the oldest beyond `keep`.
+
+    Args:
+        output_dir: the run's folder.
+        state: what the trainer needs to go on.
+        write: writes model, tokenizer and engine into the folder it is given.
+        keep: checkpoints to keep; None keeps all.
+
+    Raises:
+        UserError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    final = output_dir / f"checkpoint-{state.step}"
+    draft = output_dir / f".checkpoint-{state.step}.partial"
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        write(draft)
+        (draft / _STATE).write_text(json.dumps(asdict(state)))
+        _write_manifest(draft)
+        _replace(draft, final)
+    except (OSError, RuntimeError) as error:
+        # torch and safetensors report a full disk as RuntimeError with the OS text inside.
+        shutil.rmtree(draft, ignore_errors=True)
+        if not _is_disk_fault(error):
+            raise
+        raise UserError(
+            f"output_dir: cannot write {final} ({error}); free some space or give another "
+            "output_dir, then go on with resume_from_checkpoint (earlier checkpoints are intact)"
+        ) from error
+    if keep is not None:
+        for old in list_checkpoints(output_dir)[:-keep]:
+            shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first."""
+    found = [(int(m[1]), p) for p in run_dir.iterdir() if (m := _NAME.fullmatch(p.name))]
+    return [path for _, path in sorted(found)]
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint meant by a run folder (its newest) or by a checkpoint folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if (path / _STATE).is_file() or _NAME.fullmatch(path.name):
+        checkpoint = path
+    else:
+        found = list_checkpoints(path)
+        if not found:
+            raise UserError(
+                f"resume_from_checkpoint: {path} holds no checkpoint-N folder; start the run anew "
+                "or name another folder"
+            )
+        checkpoint = found[-1]
+    _verify(checkpoint)
+    return checkpoint
+
+
+def load_state(checkpoint: Path) -> TrainerState:
+    """The trainer's part of a verified checkpoint."""
+    return TrainerState(**json.loads((checkpoint / _STATE).read_text()))
+
+
+def _verify(checkpoint: Path) -> None:
+    fault = None
+    try:
+        listed = json.loads((checkpoint / _MANIFEST).read_text())
+        for name, (size, crc) in listed.items():
+            file = checkpoint / name
+            if not file.is_file():
+                fault = f"{name} is missing"
+            elif file.stat().st_size != size:
+                fault = f"{name} has {file.stat().st_size} bytes, {size} were written"
+            elif _crc32(file) != crc:
+                fault = f"{name} does not match its checksum"
+            if fault:
+                break
+    except (OSError, ValueError, TypeError) as error:
+        fault = f"{_MANIFEST} is missing or unreadable ({type(error).__name__})"
+    if fault:
+        others = [p.name for p in list_checkpoints(checkpoint.parent) if p != checkpoint]
+        remedy = (
+            f"resume from an earlier one ({', '.join(reversed(others))})"
+            if others
+            else "start the run anew"
+        )
+        raise UserError(f"resume_from_checkpoint: {checkpoint} is damaged: {fault}; {remedy}")
+
+
+def _write_manifest(folder: Path) -> None:
+    listed = {}
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+        listed[str(file.relative_to(folder))] = (file.stat().st_size, _crc32(file))
+    path = folder / _MANIFEST
+    with path.open("w") as handle:
+        json.dump(listed, handle, indent=1)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _replace(draft: Path, final: Path) -> None:
+    """Put `draft` in place; an older folder of that name (a re-run step) goes last."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    draft.rename(final)
+    parent = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _crc32(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as handle:
+        while block := handle.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _is_disk_fault(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return True
+    text = str(error)
+    return any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO)) or (
+        "PytorchStreamWriter failed" in text
+    )
