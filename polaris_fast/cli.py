@@ -1,0 +1,136 @@
+"""The `polaris` command: train, generate, judge, report.
+
+Imports stay inside the commands, so that `--help` and a mistyped key answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .types import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit status (2 for a mistake in the input)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["judge"]:
+        from .judge.__main__ import main as judge_main
+
+        return judge_main(arguments[1:])
+    if arguments[:1] == ["report"]:
+        from .report.__main__ import main as report_main
+
+        return report_main(arguments[1:])
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    try:
+        if known.command == "train":
+            return _train(known, parse_overrides(rest))
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        return _generate(known)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """`--a.b value`, `--a.b=value` or a bare `--flag` (true) -> dotted key to text.
+
+    Raises:
+        UserError: an argument without a key.
+    """
+    overrides: dict[str, str] = {}
+    index = 0
+    while index < len(arguments):
+        word = arguments[index]
+        index += 1
+        if not word.startswith("--") or len(word) == 2:
+            raise UserError(f"unexpected argument {word!r}; settings are given as --key value")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            follows = index < len(arguments) and not arguments[index].startswith("--")
+            value = arguments[index] if follows else "true"
+            index += follows
+        overrides[key.replace("-", "_")] = value
+    return overrides
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="polaris", description="Fast GRPO training of long-form writers."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser(
+        "train",
+        help="train a model; without arguments a tiny one on sample stories, without a GPU",
+        description="Train with GRPO and human references. Any configuration key may follow as "
+        "--key value, for example --learning_rate 1e-5 --data.path stories/ --max_steps 100.",
+        allow_abbrev=False,
+    )
+    train.add_argument("--config", help="YAML file or the name of a shipped configuration")
+    train.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration and stop"
+    )
+    generate = commands.add_parser("generate", help="write a story with a trained model")
+    generate.add_argument("--model", required=True, help="checkpoint, run folder or hub id")
+    generate.add_argument("--prompt", required=True, help="what the story is about")
+    generate.add_argument("--words", type=int, default=None, help="length to ask for")
+    generate.add_argument("--num", type=int, default=1, help="stories to write")
+    generate.add_argument("--seed", type=int, default=0, help="seed of the sampling")
+    generate.add_argument("--temperature", type=float, default=None)
+    generate.add_argument("--max-tokens", type=int, default=None)
+    commands.add_parser("judge", help="serve or use a judge (polaris judge --help)")
+    commands.add_parser("report", help="write a run's HTML report (polaris report --help)")
+    return parser
+
+
+def _train(known: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from .config import dump_config, load_config
+
+    config = load_config(known.config, overrides)
+    if known.dry_run:
+        print(dump_config(config), end="")
+        return 0
+    # Tokenizers warn about forks and transformers about the hub on every start otherwise.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from .trainer import run_training
+
+    return run_training(config)
+
+
+def _generate(known: argparse.Namespace) -> int:
+    from .config import load_config
+    from .generate import generate_stories
+
+    model = newest_model(known.model)
+    run_config = Path(model).parent / "config.yaml"
+    stories = generate_stories(
+        model,
+        known.prompt,
+        words=known.words,
+        num=known.num,
+        seed=known.seed,
+        temperature=known.temperature,
+        max_tokens=known.max_tokens,
+        config=load_config(run_config) if run_config.is_file() else None,
+    )
+    for story in stories:
+        print(story, end="\n\n" if known.num > 1 else "\n")
+    return 0
+
+
+def newest_model(path: str) -> str:
+    """A run folder stands for its newest checkpoint; anything else is taken as it is."""
+    from .checkpoint import list_checkpoints
+
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        found = list_checkpoints(folder)
+        if found:
+            return str(found[-1])
+    return path

@@ -1,0 +1,85 @@
+"""Held-out prompts, before and after training: the same seeds, so the same luck."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .config import Config
+from .groups import row_seed
+from .progress import Progress
+from .prompts import PromptBuilder
+from .rollout import RolloutEngine, RolloutRequest, SamplingParams
+from .scoring import StepScorer
+from .step_metrics import length_metrics, reward_metrics
+from .story_log import row_to_dict
+from .types import Group, Row, RowKind, StoryRecord
+
+
+def evaluate(
+    records: Sequence[StoryRecord],
+    config: Config,
+    *,
+    step: int,
+    rollouts: RolloutEngine,
+    builder: PromptBuilder,
+    scorer: StepScorer,
+    view: Progress,
+    check_stop: Callable[[], None],
+) -> dict[str, Any]:
+    """Write `num_eval_generations` stories a prompt, score them, and average.
+
+    Returns:
+        step, num_prompts, num_stories, metrics (`eval/...`), stories (as in the story log).
+    """
+    groups = [_group(i, record, config, builder) for i, record in enumerate(records)]
+    rows = [row for group in groups for row in group.rows]
+    sampling = SamplingParams.from_config(config, builder.stop_ids)
+    if config.eval_temperature is not None:
+        sampling = replace(sampling, temperature=config.eval_temperature)
+    view.phase("evaluating", len(rows))
+
+    def finish(index: int, completion: Any) -> None:
+        row = rows[index]
+        row.completion_ids = completion.completion_ids
+        row.finish_reason = completion.finish_reason
+        row.thinking, row.story = builder.decode(completion.completion_ids)
+        scorer.submit(row)
+        view.advance(1, phase="evaluating")
+
+    rollouts.generate(
+        [RolloutRequest(tuple(r.prompt_ids), row_seed(config.seed, r.row_id)) for r in rows],
+        sampling,
+        finish,
+        lambda alive: check_stop(),
+    )
+    for _ in scorer.ready_groups(groups, fixed_order=True):
+        pass
+    metrics = {**reward_metrics(rows), **length_metrics(rows)}
+    return {
+        "step": step,
+        "num_prompts": len(records),
+        "num_stories": len(rows),
+        "metrics": {f"eval/{name.removeprefix('reward/')}": v for name, v in metrics.items()},
+        "stories": [row_to_dict(row) for row in rows],
+    }
+
+
+def write_evaluation(run_dir: Path, name: str, result: dict[str, Any]) -> None:
+    """Write `eval-NAME.json`."""
+    path = run_dir / f"eval-{name}.json"
+    draft = path.with_suffix(".partial")
+    draft.write_text(json.dumps(result, ensure_ascii=False))
+    draft.replace(path)
+
+
+def _group(index: int, record: StoryRecord, config: Config, builder: PromptBuilder) -> Group:
+    prompt_ids = builder.prompt_ids(record)
+    rows = [
+        Row(f"eval/{record.uid}/{slot}", index, slot, RowKind.POLICY, record, prompt_ids)
+        for slot in range(config.num_eval_generations)
+    ]
+    return Group(index=index, record=record, rows=rows)

@@ -1,0 +1,80 @@
+"""Write stories with a trained model: `polaris generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .config import Config, load_config
+from .groups import row_seed
+from .model.load import load_causal_lm
+from .prompts import PromptBuilder, load_tokenizer
+from .rollout import Completion, RolloutRequest, SamplingParams
+from .rollout.hf import HFEngine
+from .types import StoryRecord, UserError
+
+_TOKENS_PER_WORD = 4  # room enough for small vocabularies; a story ends by its own token
+
+
+def generate_stories(
+    model_path: str,
+    prompt: str,
+    *,
+    words: int | None = None,
+    num: int = 1,
+    seed: int = 0,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    config: Config | None = None,
+    on_token: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Stories for one prompt, with the chat format and length sentence of training.
+
+    Args:
+        model_path: folder or hub id of a causal LM.
+        prompt: what the story is about.
+        words: length to ask for; None: the prompt is used as it is.
+        num: stories to write.
+        seed: of the sampling; equal seeds write equal stories.
+        temperature: None: as configured.
+        max_tokens: None: by `words`, else the configured limit.
+        config: settings of the sampling and the prompt; None: those of the run that the model
+            lies in, else the default's.
+        on_token: called after each decode step with the number of stories still being written.
+
+    Raises:
+        UserError: no such model, or a setting out of range.
+    """
+    for name, value in (("--words", words), ("--num", num), ("--max-tokens", max_tokens)):
+        if value is not None and value < 1:
+            raise UserError(f"{name}: must be at least 1, got {value}")
+    config = config or load_config(None)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = load_causal_lm(model_path, dtype=dtype, device=device)
+    limit = max_tokens or (
+        max(64, words * _TOKENS_PER_WORD) if words else config.max_completion_length
+    )
+    config = config.model_copy(
+        update={
+            "max_completion_length": limit,
+            "max_prompt_length": 1 << 20,
+            "temperature": temperature or config.temperature,
+        }
+    )
+    builder = PromptBuilder(load_tokenizer(model_path), config)
+    record = StoryRecord(uid="prompt", prompt=prompt.strip(), target_word_count=words or 1)
+    prompt_ids = tuple(builder.prompt_ids(record) if words else builder.bare_prompt_ids(prompt))
+    stories: list[str] = [""] * num
+
+    def finish(index: int, completion: Completion) -> None:
+        stories[index] = builder.decode(completion.completion_ids)[1]
+
+    HFEngine(model, config.rollout.max_batch_size).generate(
+        [RolloutRequest(prompt_ids, row_seed(seed, f"generate/{i}")) for i in range(num)],
+        SamplingParams.from_config(config, builder.stop_ids),
+        finish,
+        on_token,
+    )
+    return stories

@@ -1,0 +1,222 @@
+"""From finished rows to scored groups, while other rows are still written or judged.
+
+Rows are submitted the moment they finish; a group is ready when each of its rows has an outcome.
+A failed judgement is never a number: its row has no reward and stays out of the loss.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+
+from .config import Config
+from .judge import JudgeJob, Scorer
+from .rewards import compose_reward
+from .types import (
+    Failed,
+    Group,
+    Outcome,
+    RewardParts,
+    Row,
+    RowKind,
+    Scored,
+    UserError,
+)  # fmt: skip
+
+_POLL_S = 0.2  # how often a wait looks for a stop request
+
+
+class JudgeDown(UserError):
+    """Too many rows of a step could not be judged; nothing was trained on the scraps."""
+
+
+class HumanScores:
+    """Judgements of human stories by uid: paid once, reused over epochs and resumed runs."""
+
+    def __init__(self, stored: dict[str, dict[str, object]] | None = None) -> None:
+        self._scores = {uid: _scored_from(s) for uid, s in (stored or {}).items()}
+
+    def get(self, uid: str) -> Scored | None:
+        return self._scores.get(uid)
+
+    def put(self, uid: str, outcome: Outcome) -> None:
+        if isinstance(outcome, Scored):  # failures are never reused
+            self._scores[uid] = outcome
+
+    def state_dict(self) -> dict[str, dict[str, object]]:
+        return {uid: asdict(score) for uid, score in self._scores.items()}
+
+
+class StepScorer:
+    """Judges the rows of one step and hands out groups as they become ready."""
+
+    def __init__(
+        self,
+        source: Scorer,
+        config: Config,
+        human_scores: HumanScores,
+        *,
+        check_stop: Callable[[], None] = lambda: None,
+        on_outcome: Callable[[Row], None] = lambda row: None,
+    ) -> None:
+        """
+        Args:
+            source: where outcomes come from.
+            config: the run's configuration.
+            human_scores: cache of the human stories' judgements.
+            check_stop: called while waiting; raises to stop the step.
+            on_outcome: called on the training thread when a row's outcome has arrived.
+        """
+        self.source, self.config, self.human_scores = source, config, human_scores
+        self.check_stop, self.on_outcome = check_stop, on_outcome
+        self.exposed_s = 0.0  # time the training thread waited for outcomes
+        self.num_submitted = 0
+        self.trace: list[tuple[float, str, str]] = []  # (when, "row", "sent ID" or "scored ID")
+        self._arrived: queue.SimpleQueue[tuple[Row, Outcome]] = queue.SimpleQueue()
+
+    def submit(self, row: Row) -> None:
+        """Send a finished row to its judge; returns at once."""
+        self.num_submitted += 1
+        self.trace.append((time.perf_counter(), "row", f"sent {row.row_id}"))
+        settled = self._settled_without_judge(row)
+        if settled is not None:
+            self._arrive(row, settled)
+            return
+        samples = self.config.hri.num_judge_samples if row.kind is RowKind.HUMAN else 1
+        job = JudgeJob(
+            job_id=row.row_id,
+            prompt=row.record.prompt,
+            story=row.story,
+            samples=samples,
+            kind=row.kind,
+            group=str(row.group),
+            columns={
+                **row.record.columns,
+                "uid": row.record.uid,
+                "target_word_count": row.record.target_word_count,
+            },
+        )
+        future = self.source.submit(job)
+        future.add_done_callback(lambda done: self._arrive(row, done.result()))
+
+    def ready_groups(self, groups: list[Group], *, fixed_order: bool) -> Iterator[Group]:
+        """Yield each group once all its rows have an outcome.
+
+        Groups with failed rows come last: when more than `judge.max_failed_fraction` of the
+        step's rows failed, those rows are judged again before any of these groups is trained.
+
+        Args:
+            groups: the step's groups, their rows submitted or about to be.
+            fixed_order: yield in index order (deterministic) instead of earliest ready first.
+
+        Raises:
+            JudgeDown: still too many failures after `judge.max_rejudge_rounds`.
+        """
+        waiting = {group.index: group for group in groups}
+        deferred: list[Group] = []
+        while waiting:
+            ready = self._next_ready(waiting, fixed_order=fixed_order)
+            del waiting[ready.index]
+            if any(not isinstance(row.outcome, Scored) for row in ready.rows):
+                deferred.append(ready)
+            else:
+                yield ready
+        self._rejudge(deferred, num_rows=sum(len(g.rows) for g in groups))
+        yield from deferred
+
+    def _next_ready(self, waiting: dict[int, Group], *, fixed_order: bool) -> Group:
+        self._drain()
+        while True:
+            candidates = [next(iter(waiting.values()))] if fixed_order else list(waiting.values())
+            for group in candidates:
+                if all(row.outcome is not None for row in group.rows):
+                    return group
+            self._wait()
+
+    def _rejudge(self, deferred: list[Group], num_rows: int) -> None:
+        limit = self.config.judge.max_failed_fraction
+        for attempt in range(self.config.judge.max_rejudge_rounds + 1):
+            failed = [r for g in deferred for r in g.rows if not isinstance(r.outcome, Scored)]
+            if len(failed) <= limit * num_rows:
+                return
+            if attempt == self.config.judge.max_rejudge_rounds:
+                first = failed[0].outcome
+                assert first is not None and not isinstance(first, Scored)
+                raise JudgeDown(
+                    f"judge: {len(failed)} of {num_rows} rows could not be scored after "
+                    f"{attempt} more rounds (first reason: {first.reason}); the step was not "
+                    "trained. Mend the judge, then go on with resume_from_checkpoint, or raise "
+                    "judge.max_failed_fraction"
+                )
+            for row in failed:
+                row.outcome = None
+                self.submit(row)
+            while any(row.outcome is None for row in failed):
+                self._wait()
+
+    def _arrive(self, row: Row, outcome: Outcome) -> None:
+        """Called on the judge's thread."""
+        self.trace.append((time.perf_counter(), "row", f"scored {row.row_id}"))
+        self._arrived.put((row, outcome))
+
+    def _drain(self) -> None:
+        while not self._arrived.empty():
+            self._settle(*self._arrived.get())
+
+    def _wait(self) -> None:
+        """Block until one more outcome has arrived."""
+        start = time.perf_counter()
+        try:
+            while True:
+                self.check_stop()
+                try:
+                    arrived = self._arrived.get(timeout=_POLL_S)
+                except queue.Empty:
+                    continue
+                break
+        finally:
+            self.exposed_s += time.perf_counter() - start
+        self._settle(*arrived)
+        self._drain()
+
+    def _settle(self, row: Row, outcome: Outcome) -> None:
+        row.outcome = outcome
+        if row.kind is RowKind.HUMAN and self.config.hri.fixed_reward is None:
+            self.human_scores.put(row.record.uid, outcome)
+        if isinstance(outcome, Scored):
+            row.reward = self._reward(row, outcome)
+        self.on_outcome(row)
+
+    def _settled_without_judge(self, row: Row) -> Outcome | None:
+        if row.kind is RowKind.HUMAN:
+            if self.config.hri.fixed_reward is not None:
+                return Scored(quality=self.config.hri.fixed_reward, judge="hri.fixed_reward")
+            return self.human_scores.get(row.record.uid)
+        if not row.story.strip() and self.config.reward.function is None:
+            # Nothing to read: quality 0, and the blank and length penalties speak.
+            return Scored(quality=0.0, judge="empty story", flags=("empty",))
+        return None
+
+    def _reward(self, row: Row, scored: Scored) -> RewardParts:
+        """R of a row: the formula, or the number itself where a user or `fixed_reward` gave it."""
+        target = row.record.target_word_count
+        given = self.config.reward.function is not None or (
+            row.kind is RowKind.HUMAN and self.config.hri.fixed_reward is not None
+        )
+        parts = compose_reward(scored, row.story, target, self.config.reward)
+        return replace(parts, total=scored.quality) if given else parts
+
+
+def failed_rows(groups: list[Group]) -> list[Row]:
+    """Rows without a score."""
+    return [r for g in groups for r in g.rows if r.outcome is None or isinstance(r.outcome, Failed)]
+
+
+def _scored_from(stored: dict[str, object]) -> Scored:
+    quality, dimensions = stored["quality"], stored["dimensions"]
+    flags = stored["flags"]
+    assert isinstance(quality, float | int) and isinstance(dimensions, dict)
+    assert isinstance(flags, list | tuple)
+    return Scored(float(quality), dict(dimensions), str(stored["judge"]), tuple(flags))

@@ -1,0 +1,142 @@
+"""Numbers of a step, under TRL's names where they mean the same thing.
+
+Means over rows are over scored policy rows; a failed row has no reward and no say.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from polaris_kernels import mean_metrics
+
+from .step import StepResult
+from .types import FinishReason, Group, Row, RowKind, Scored
+
+
+def step_metrics(result: StepResult) -> dict[str, float]:
+    """Everything but judge/* and progress counters, for one line of metrics.jsonl."""
+    policy = [r for r in result.rows if r.kind is RowKind.POLICY]
+    metrics = {
+        **reward_metrics(policy),
+        **length_metrics(policy),
+        **_group_metrics(result.groups),
+        **_loss_metrics(result.loss_sums),
+        **_hri_metrics(result),
+        **_perf_metrics(result),
+    }
+    skipped = [u.skipped for u in result.updates if u.skipped]
+    metrics["guard/skipped"] = float(len(skipped))
+    norms = [u.grad_norm for u in result.updates]
+    if norms:
+        metrics["grad_norm"] = statistics.fmean(norms)
+    metrics["rows/failed"] = float(sum(not isinstance(r.outcome, Scored) for r in result.rows))
+    return metrics
+
+
+def reward_metrics(rows: Sequence[Row]) -> dict[str, float]:
+    """Mean reward and its parts over scored rows."""
+    parts = [r.reward for r in rows if r.reward is not None]
+    if not parts:
+        return {}
+    return {
+        "reward": _mean(p.total for p in parts),
+        "reward/quality": _mean(p.quality for p in parts),
+        "reward/length_score": _mean(p.length_score for p in parts),
+        "reward/self_repetition": _mean(p.self_repetition for p in parts),
+        "reward/blank_penalty": _mean(p.blank_penalty for p in parts),
+    }
+
+
+def length_metrics(rows: Sequence[Row]) -> dict[str, float]:
+    """Lengths in tokens and in words against the target; truncation."""
+    if not rows:
+        return {}
+    tokens = [len(r.completion_ids) for r in rows]
+    metrics = {
+        "completions/mean_length": _mean(tokens),
+        "completions/min_length": float(min(tokens)),
+        "completions/max_length": float(max(tokens)),
+        "completions/clipped_ratio": _mean(r.finish_reason is FinishReason.LENGTH for r in rows),
+    }
+    scored = [(r.reward.words, r.record.target_word_count) for r in rows if r.reward is not None]
+    if scored:
+        # An empty story counts as one word: ln 0 would hide every other row.
+        errors = [abs(math.log(max(words, 1) / target)) for words, target in scored]
+        metrics |= {
+            "length/abs_log_ratio": _mean(errors),
+            "length/ratio": _mean(words / target for words, target in scored),
+            "length/words": _mean(words for words, _ in scored),
+            "length/within_20": _mean(abs(words / target - 1) <= 0.2 for words, target in scored),
+        }
+    return metrics
+
+
+def _group_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    flat = sum(g.dropped == "zero_spread" for g in groups)
+    spreads = []
+    for group in groups:
+        rewards = [
+            r.reward.total for r in group.rows if r.kind is RowKind.POLICY and r.reward is not None
+        ]
+        if len(rewards) > 1:
+            spreads.append(statistics.stdev(rewards))
+    metrics = {
+        "groups/trained": float(sum(g.dropped is None for g in groups)),
+        "groups/dropped_zero_spread": float(flat),
+        "groups/dropped_too_few_scored": float(sum(g.dropped == "too_few_scored" for g in groups)),
+        "frac_reward_zero_std": flat / len(groups),
+    }
+    if spreads:
+        metrics["reward_std"] = _mean(spreads)
+    return metrics
+
+
+def _hri_metrics(result: StepResult) -> dict[str, float]:
+    """Human minus policy mean reward, and the share of groups the human row wins."""
+    metrics = {"hri/weight": result.human_weight}
+    gaps, wins, own = [], [], []
+    for group in result.groups:
+        human = [r.reward.total for r in group.rows if r.kind is RowKind.HUMAN and r.reward]
+        policy = [r.reward.total for r in group.rows if r.kind is RowKind.POLICY and r.reward]
+        if human and policy:
+            own.append(human[0])
+            gaps.append(human[0] - statistics.fmean(policy))
+            wins.append(human[0] > max(policy))
+    if gaps:
+        metrics |= {"hri/gap": _mean(gaps), "hri/human_wins": _mean(wins), "hri/reward": _mean(own)}
+    return metrics
+
+
+def _loss_metrics(sums: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Means from the loss's sums: the step's one transfer from the device."""
+    if not sums:
+        return {}
+    means = mean_metrics(sums)
+    values = torch.stack([value.double() for value in means.values()]).tolist()
+    metrics = dict(zip(means, values, strict=True))
+    if "loss/human" in metrics:
+        metrics["hri/loss"] = metrics.pop("loss/human")
+        metrics["policy/loss"] = metrics.pop("loss/policy")
+    return metrics
+
+
+def _perf_metrics(result: StepResult) -> dict[str, float]:
+    clock = result.clock
+    metrics = dict(clock.metrics())
+    metrics["perf/judge_exposed_s"] = result.judge_exposed_s
+    metrics["num_step_tokens"] = float(result.num_tokens)
+    rollout_s, step_s = clock.seconds("rollout"), result.trace[-1][0] - result.trace[0][0]
+    metrics["perf/step_s"] = step_s
+    if rollout_s > 0:
+        metrics["perf/rollout_tokens_per_s"] = result.num_tokens / rollout_s
+    if step_s > 0:
+        metrics["perf/tokens_per_s"] = result.train_tokens / step_s
+    return metrics
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(float(v) for v in values)

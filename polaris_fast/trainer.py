@@ -1,0 +1,370 @@
+"""The run: set everything up in the order of its cost, conduct the steps, leave a report.
+
+Owns no tensor maths. What a user gets wrong is found before anything expensive starts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import TrainerState, find_checkpoint, load_state, save_checkpoint
+from .config import Config, dump_config
+from .data import PromptOrder, load_records, split_records
+from .embedded import build_embedded
+from .engine import SingleEngine
+from .evaluate import evaluate, write_evaluation
+from .groups import hri_weight
+from .judge import Scorer, open_scorer
+from .metrics import MetricsLog
+from .model.load import _read_config as read_config
+from .model.load import load_causal_lm
+from .model.parity import check_packing
+from .progress import Progress, make_view
+from .prompts import PromptBuilder, load_tokenizer
+from .report import write_report
+from .rollout.hf import HFEngine
+from .scoring import HumanScores, JudgeDown, StepScorer
+from .step import GRPOStep, StepResult
+from .step_metrics import step_metrics
+from .stopping import StopFlag, StopRequested
+from .story_log import drop_stories_after, write_stories
+from .types import StoryRecord, UserError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def run_training(config: Config) -> int:
+    """Run a configuration to its end; returns the exit status (0 done, 2 user error, 130 stop)."""
+    quiet_transformers()
+    view = make_view(config.progress)
+    flag = StopFlag()
+    try:
+        with flag.installed(), view:
+            trainer = Trainer(config, view, flag)
+            status = trainer.run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(trainer.closing_words())
+    return 0 if status == "finished" else 130
+
+
+class Trainer:
+    """One training run."""
+
+    def __init__(self, config: Config, view: Progress, flag: StopFlag) -> None:
+        self.config, self.view, self.flag = config, view, flag
+        self.device = _device(config)
+        self.deterministic = (
+            config.deterministic if config.deterministic is not None else self.device.type == "cpu"
+        )
+        records = load_records(config.data)
+        self.train_records, self.eval_records = split_records(config.data, records)
+        self.checkpoint = (
+            find_checkpoint(Path(config.resume_from_checkpoint))
+            if config.resume_from_checkpoint
+            else None
+        )
+        self.run_dir = self._run_dir()
+        self.state = (
+            load_state(self.checkpoint)
+            if self.checkpoint
+            else TrainerState(step=0, prompt_cursor=0, num_tokens=0, human_scores={})
+        )
+        self.saved_step = self.state.step
+        self.total_steps = self._total_steps()
+        self.status = "running"
+
+    # ----------------------------------------------------------------------------------------
+
+    def run(self) -> str:
+        """Train; returns "finished" or "interrupted". The report is written either way."""
+        started = time.time()
+        if self.config.model_name_or_path is not None:
+            read_config(self.config.model_name_or_path)
+        with ExitStack() as stack:
+            self.source: Scorer = stack.enter_context(
+                open_scorer(self.config.judge, self.config.reward)
+            )
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            (self.run_dir / "config.yaml").write_text(dump_config(self.config))
+            _point_latest(self.run_dir)
+            self.log = stack.enter_context(
+                MetricsLog(
+                    self.run_dir,
+                    self.config.report_to,
+                    self.config.run_name,
+                    self.config.model_dump(mode="json"),
+                )
+            )
+            self.view.start(
+                self.config.run_name or self.run_dir.name, self._facts(), self.total_steps
+            )
+            try:
+                self._setup()
+                self._loop()
+                self.status = "finished"
+            except StopRequested as stop:
+                self.status = "interrupted"
+                self.view.warn(f"stopped by {stop}")
+                self._save_unsaved()
+            except BaseException as error:
+                self.status = "failed"
+                if isinstance(error, JudgeDown):
+                    self._save_unsaved()
+                raise
+            finally:
+                self._write_summary(time.time() - started)
+        self.report = write_report(self.run_dir)
+        return self.status
+
+    def closing_words(self) -> str:
+        """What a person should know and do next."""
+        lines = [f"report      {self.report}"]
+        last = self.run_dir / f"checkpoint-{self.state.step}"
+        if last.is_dir():
+            lines.append(f"checkpoint  {last}")
+        if self.status == "interrupted":
+            lines.append(
+                "continue    python -m polaris_fast.train "
+                f"--config {self.run_dir / 'config.yaml'} "
+                f"--resume_from_checkpoint {self.run_dir}"
+            )
+        elif last.is_dir():
+            lines.append(
+                f'write       polaris generate --model {self.run_dir} --prompt "..." --words 60'
+            )
+        return "\n".join(lines)
+
+    # set-up -----------------------------------------------------------------------------------
+
+    def _setup(self) -> None:
+        config = self.config
+        torch.manual_seed(config.seed)
+        base = self._base_model()
+        path = str(self.checkpoint or base)
+        self.tokenizer = load_tokenizer(path)
+        self.builder = PromptBuilder(self.tokenizer, config)
+        self._check_records()
+        self.view.phase("loading the model")
+        model = self._load(path)
+        check_packing(model)
+        reference = self._load(base).requires_grad_(False) if config.beta > 0 else None
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.spec = config.loss_spec()
+        self.engine = SingleEngine(
+            model,
+            config,
+            self.spec,
+            total_updates=self.total_steps * config.num_iterations,
+            reference=reference,
+        )
+        if self.checkpoint is not None:
+            self.engine.load(self.checkpoint)
+            self.log.truncate_after(self.state.step)
+            drop_stories_after(self.run_dir, self.state.step)
+            self.view.note(f"resumed from {self.checkpoint}")
+        self.rollouts = HFEngine(model, config.rollout.max_batch_size)
+        self.human_scores = HumanScores(self.state.human_scores)
+        self.order = PromptOrder(len(self.train_records), config.seed)
+        self.step = GRPOStep(
+            config,
+            engine=self.engine,
+            rollouts=self.rollouts,
+            builder=self.builder,
+            spec=self.spec,
+            make_scorer=self._make_scorer,
+            view=self.view,
+            check_stop=self.flag.check,
+            fixed_order=self.deterministic,
+        )
+
+    def _base_model(self) -> str:
+        """Where the run's starting weights are; the embedded model is built once a run."""
+        if self.config.model_name_or_path is not None:
+            return self.config.model_name_or_path
+        base = self.run_dir / "base"
+        if not (base / "config.json").is_file():
+            steps = self.config.embedded.warm_start_steps
+            self.view.phase("warm start", steps)
+            with (self.run_dir / "warm_start.jsonl").open("w") as file:
+
+                def on_step(step: int, loss: float) -> None:
+                    self.flag.check()
+                    file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+                    self.view.advance(1, phase="warm start", loss=loss)
+
+                draft = base.with_name(".base.partial")
+                build_embedded(draft, self.config, self.train_records, on_step)
+                draft.rename(base)
+        return str(base)
+
+    def _load(self, path: str) -> Any:
+        return load_causal_lm(path, dtype=_DTYPES[self.config.dtype], device=self.device)
+
+    def _check_records(self) -> None:
+        """Every prompt and human story must fit, before the first rollout."""
+        for record in [*self.train_records, *self.eval_records]:
+            self.builder.prompt_ids(record)
+        num_human = 0
+        for record in self.train_records:
+            if self.builder.has_human_row(record):
+                self.builder.human_completion_ids(record)
+                num_human += 1
+        if self.config.hri.mode != "off" and num_human < len(self.train_records):
+            self.view.warn(
+                f"{len(self.train_records) - num_human} of {len(self.train_records)} records have "
+                "no human story to inject; their groups are rollouts only"
+            )
+
+    def _make_scorer(self) -> StepScorer:
+        return StepScorer(
+            self.source,
+            self.config,
+            self.human_scores,
+            check_stop=self.flag.check,
+            on_outcome=lambda row: self.view.advance(1, phase="judging"),
+        )
+
+    # the loop ---------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        if self.config.eval_on_start and self.state.step == 0:
+            self._evaluate("start")
+        while self.state.step < self.total_steps:
+            step = self.state.step
+            weight = hri_weight(self.config.hri, step)
+            self._finish_step(self.step.run(step, weight, self._record))
+            if self.config.save_steps and self.state.step % self.config.save_steps == 0:
+                self._save()
+        self._save_unsaved()
+        if self.config.eval_on_end:
+            self._evaluate("end")
+
+    def _record(self, offset: int) -> StoryRecord:
+        return self.train_records[self.order[self.state.prompt_cursor + offset]]
+
+    def _finish_step(self, result: StepResult) -> None:
+        before = self.state
+        self.state = TrainerState(
+            step=before.step + 1,
+            prompt_cursor=before.prompt_cursor + result.prompts_used,
+            num_tokens=before.num_tokens + result.num_tokens,
+            human_scores=self.human_scores.state_dict(),
+        )
+        metrics = {
+            "epoch": self.state.prompt_cursor / len(self.train_records),
+            "learning_rate": self.engine.learning_rate,
+            "num_tokens": self.state.num_tokens,
+            **step_metrics(result),
+            **self.source.take_metrics(),
+        }
+        write_stories(self.run_dir, self.state.step, result.rows)
+        self.log.log(self.state.step, metrics)
+        self.view.step(self.state.step, metrics)
+        for update in result.updates:
+            if update.skipped:
+                self.view.warn(
+                    f"step {self.state.step}: update skipped ({update.skipped}, gradient norm "
+                    f"{update.grad_norm:.3g})"
+                )
+
+    def _evaluate(self, name: str) -> None:
+        if not self.eval_records:
+            return
+        result = evaluate(
+            self.eval_records,
+            self.config,
+            step=self.state.step,
+            rollouts=self.rollouts,
+            builder=self.builder,
+            scorer=self._make_scorer(),
+            view=self.view,
+            check_stop=self.flag.check,
+        )
+        self.source.take_metrics()  # not the next step's
+        write_evaluation(self.run_dir, name, result)
+
+    def _save(self) -> None:
+        def write(folder: Path) -> None:
+            self.engine.save(folder)
+            self.tokenizer.save_pretrained(folder)
+
+        self.view.phase("saving")
+        save_checkpoint(self.run_dir, self.state, write, keep=self.config.save_total_limit)
+        self.saved_step = self.state.step
+
+    def _save_unsaved(self) -> None:
+        """Keep what the last finished step made; an unfinished one leaves no trace in weights."""
+        if self.saved_step < self.state.step:
+            self._save()
+
+    # small things -----------------------------------------------------------------------------
+
+    def _run_dir(self) -> Path:
+        if self.config.output_dir is not None:
+            return Path(self.config.output_dir)
+        if self.checkpoint is not None:
+            return self.checkpoint.parent
+        return Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+    def _total_steps(self) -> int:
+        if self.config.max_steps > 0:
+            return self.config.max_steps
+        prompts = self.config.num_train_epochs * len(self.train_records)
+        return max(1, math.ceil(prompts / self.config.prompts_per_step))
+
+    def _facts(self) -> dict[str, str]:
+        config = self.config
+        return {
+            "model": config.model_name_or_path or "embedded tiny Qwen3.5",
+            "device": str(self.device),
+            "data": f"{len(self.train_records)} prompts, {len(self.eval_records)} held out",
+            "judge": config.reward.function
+            or config.judge.base_url
+            or "local heuristic (no judge of quality)",
+            "run": str(self.run_dir),
+        }
+
+    def _write_summary(self, wall_s: float) -> None:
+        summary = {"status": self.status, "steps": self.state.step, "wall_s": round(wall_s, 1)}
+        (self.run_dir / "summary.json").write_text(json.dumps(summary))
+
+
+def quiet_transformers() -> None:
+    """No bars and no advice on kernels we replace: the view shows the run's own progress."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _device(config: Config) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda asked for, but torch finds no GPU; set device to auto or cpu")
+    use_cuda = config.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def _point_latest(run_dir: Path) -> None:
+    """runs/latest -> this run, where links can be made."""
+    link = run_dir.parent / "latest"
+    draft = run_dir.parent / f".latest-{os.getpid()}"
+    if link.exists() and not link.is_symlink():
+        return
+    try:
+        draft.symlink_to(run_dir.name)
+        draft.replace(link)
+    except OSError:
+        draft.unlink(missing_ok=True)
