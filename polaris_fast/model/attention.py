@@ -1,0 +1,184 @@
+"""Varlen causal attention, registered with transformers under one name.
+
+Shapes: T packed tokens, B batch, H query heads, Hkv key/value heads, L tokens of a row, d head dim.
+
+`packed_attention` is what transformers calls in every attention layer whose model was set to
+`ATTENTION_NAME`. With a `packed_layout` (see `polaris_fast.model.packed`) each row attends only to
+itself; without one (generation with a KV cache, left-padded batches) it is transformers' own sdpa.
+Softcapping and attention sinks are not handled: the parity probe refuses such models.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from polaris_fast.model.layout import PackedLayout
+from polaris_fast.model.regroup import collect, spread
+
+ATTENTION_NAME = "polaris_varlen"
+
+AttentionBackend = Literal["flash_attn", "torch_varlen", "grouped_sdpa"]
+
+
+@cache
+def register_attention() -> str:
+    """Make `ATTENTION_NAME` known to transformers, with sdpa's masks; returns the name."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION_NAME, packed_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+    return ATTENTION_NAME
+
+
+def attention_backend(device: torch.device, dtype: torch.dtype) -> AttentionBackend:
+    """Which kernel packed rows run on: FlashAttention needs CUDA and 16-bit floats."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return "grouped_sdpa"
+    return "flash_attn" if find_spec("flash_attn") else "torch_varlen"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed_layout: PackedLayout | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """softmax(q k^T * scaling) v inside each row; the signature is transformers'.
+
+    Args:
+        module: the attention layer, used only by transformers' own sdpa.
+        query: (B, H, T, d), B = 1 for packed rows.
+        key, value: (B, Hkv, T, d)
+        attention_mask: read only without a layout, where it is what `sdpa_mask` made.
+        packed_layout: boundaries of the T tokens.
+        sliding_window: tokens a token may see, itself included; None for all before it.
+    Returns:
+        (B, T, H, d) and None for the weights.
+    """
+    if packed_layout is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            **kwargs,
+        )
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    out = varlen_attention(
+        q, k, v, packed_layout, scale=scaling, dropout=dropout, window=sliding_window
+    )
+    return out.unsqueeze(0), None
+
+
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: PackedLayout,
+    *,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    window: int | None = None,
+) -> Tensor:
+    """Causal attention inside each row.
+
+    Args:
+        q: (T, H, d)
+        k, v: (T, Hkv, d), H a multiple of Hkv.
+        scale: factor on the scores, 1 / sqrt(d) if None.
+        window: tokens a token may see, itself included; None for all before it.
+    Returns:
+        (T, H, d)
+    """
+    if window is not None and window >= layout.max_seqlen:
+        window = None
+    backend = attention_backend(q.device, q.dtype)
+    if backend == "grouped_sdpa":
+        return _grouped_sdpa(q, k, v, layout, scale, dropout, window)
+    lengths = (layout.cu_seqlens, layout.cu_seqlens, layout.max_seqlen, layout.max_seqlen)
+    window_size = (-1 if window is None else window - 1, 0)  # tokens seen before and after
+    if backend == "flash_attn":
+        from flash_attn import flash_attn_varlen_func
+
+        return flash_attn_varlen_func(
+            q,
+            k,
+            v,
+            *lengths,
+            dropout_p=dropout,
+            softmax_scale=scale,
+            causal=True,
+            window_size=window_size,
+        )
+    if dropout:
+        raise ValueError(
+            f"varlen_attention: torch_varlen has no dropout, got {dropout}; "
+            "install flash-attn or set the model's attention_dropout to 0"
+        )
+    from torch.nn.attention.varlen import varlen_attn
+
+    grouped = q.shape[1] != k.shape[1]
+    out = varlen_attn(q, k, v, *lengths, scale=scale, window_size=window_size, enable_gqa=grouped)
+    assert isinstance(out, Tensor)  # a tuple only when return_aux asks for one
+    return out
+
+
+def _grouped_sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: PackedLayout,
+    scale: float | None,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    """Rows of similar length share one causal sdpa call.
+
+    The tail of a padded row is exact by causality: real tokens never see what comes after them,
+    and what the tail computes is dropped.
+    """
+    plan = layout.attention
+    heads, head_dim = q.shape[1:]
+    repeats = heads // k.shape[1]
+    slots = [spread(x.reshape(-1, head_dim), plan.regroup(x.shape[1])) for x in (q, k, v)]
+    sizes = [rows * length for rows, length in plan.groups]
+    split_q, split_k, split_v = (
+        x.split([size * h for size in sizes])
+        for x, h in zip(slots, (heads, k.shape[1], v.shape[1]), strict=True)
+    )
+    outs = []
+    for (rows, length), gq, gk, gv in zip(plan.groups, split_q, split_k, split_v, strict=True):
+        gq, gk, gv = (x.view(rows, -1, length, head_dim) for x in (gq, gk, gv))
+        if repeats > 1:
+            gk, gv = (x.repeat_interleave(repeats, dim=1) for x in (gk, gv))
+        mask = None if window is None else _window_mask(length, window, q.device)
+        out = F.scaled_dot_product_attention(
+            gq, gk, gv, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale
+        )
+        outs.append(out.reshape(-1, head_dim))
+    return collect(torch.cat(outs), plan.regroup(heads)).view_as(q)
+
+
+def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    """(L, L) bool, True where token i may see token j: 0 <= i - j < window."""
+    seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return seen.triu(1 - window)
