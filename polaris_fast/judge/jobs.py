@@ -1,0 +1,48 @@
+"""One story to be scored, and the interface of everything that scores stories."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from ..types import Outcome, RowKind
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeJob:
+    """One story to be scored."""
+
+    job_id: str  # the row's id, unique in a run
+    prompt: str  # without its length sentence
+    story: str  # without the thinking
+    samples: int = 1  # judgements to average; more than one for human stories
+    kind: RowKind = RowKind.POLICY
+    group: str | None = None  # rows of one group share judge and rubric
+    columns: dict[str, Any] = field(default_factory=dict)  # for user rewards
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"JudgeJob: samples must be at least 1, got {self.samples}")
+
+
+class Scorer(Protocol):
+    """A source of outcomes: `JudgePool` or `UserReward`; used as a context manager."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def submit(self, job: JudgeJob) -> Future[Outcome]:
+        """Start scoring; the future's result is an outcome, a failure is never a number."""
+        ...
+
+    def take_metrics(self) -> dict[str, float]:
+        """`judge/*` since the last call."""
+        ...

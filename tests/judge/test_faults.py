@@ -1,0 +1,107 @@
+"""Failure classes of statuses and bodies, and every form of Retry-After."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from polaris_fast.judge.client import read_completion
+from polaris_fast.judge.faults import FaultKind, JudgeFault, classify_status, retry_after_s
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+
+
+def coded(code: str) -> dict[str, object]:
+    return {"error": {"code": code, "message": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (429, None, FaultKind.THROTTLE),
+        (529, None, FaultKind.THROTTLE),
+        (429, coded("insufficient_quota"), FaultKind.QUOTA),
+        (429, {"error": {"type": "insufficient_quota", "message": ""}}, FaultKind.QUOTA),
+        (402, None, FaultKind.QUOTA),
+        (401, None, FaultKind.AUTH),
+        (403, None, FaultKind.AUTH),
+        (403, coded("insufficient_quota"), FaultKind.QUOTA),
+        (408, None, FaultKind.TIMEOUT),
+        (409, None, FaultKind.TRANSIENT),
+        (500, None, FaultKind.TRANSIENT),
+        (502, "bad gateway", FaultKind.TRANSIENT),
+        (503, None, FaultKind.TRANSIENT),
+        (400, coded("content_filter"), FaultKind.REFUSAL),
+        (400, coded("context_length_exceeded"), FaultKind.TOO_LONG),
+        (400, {"message": "This model's maximum context length is 8192"}, FaultKind.TOO_LONG),
+        (413, None, FaultKind.TOO_LONG),
+        (400, {"error": "no such parameter"}, FaultKind.REQUEST),
+        (404, None, FaultKind.REQUEST),
+        (307, None, FaultKind.REQUEST),
+        (400, ["odd"], FaultKind.REQUEST),
+    ],
+)
+def test_status_classes(status, body, kind):
+    assert classify_status(status, body) is kind
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ({}, None),
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": "0.5"}, 0.5),
+        ({"retry-after-ms": "250"}, 0.25),
+        ({"retry-after-ms": "250", "Retry-After": "7"}, 0.25),
+        ({"Retry-After": "Sun, 01 Mar 2026 12:00:30 GMT"}, 30.0),
+        ({"Retry-After": "Sun, 01 Mar 2026 12:00:30 -0000"}, 30.0),
+        ({"Retry-After": "Sun, 01 Mar 2026 13:00:30 +0100"}, 30.0),
+        ({"Retry-After": "Sun, 01 Mar 2026 11:00:00 GMT"}, 0.0),
+        ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "-3"}, None),
+        ({"Retry-After": "nan"}, None),
+        ({"Retry-After": "inf"}, None),
+    ],
+)
+def test_retry_after(headers, wait_s):
+    assert retry_after_s(headers, now=NOW) == wait_s
+
+
+def completion(finish_reason="stop", **message):
+    return {"choices": [{"finish_reason": finish_reason, "message": message}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ({}, FaultKind.TRANSIENT),
+        ({"choices": []}, FaultKind.TRANSIENT),
+        ({"choices": ["odd"]}, FaultKind.TRANSIENT),
+        (completion("length", content="{"), FaultKind.TRUNCATED),
+        (completion("length", content=None), FaultKind.TRUNCATED),
+        (completion(content=None), FaultKind.REFUSAL),
+        (completion(content="  \n "), FaultKind.REFUSAL),
+        (completion(content=None, refusal="no"), FaultKind.REFUSAL),
+        (completion("content_filter", content="half"), FaultKind.REFUSAL),
+        ({"choices": [{"finish_reason": "stop", "message": None}]}, FaultKind.REFUSAL),
+    ],
+)
+def test_contents_that_are_no_answer(body, kind):
+    with pytest.raises(JudgeFault) as caught:
+        read_completion(body)
+    assert caught.value.kind is kind
+
+
+def test_answer_with_parts_and_usage():
+    body = completion(content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])
+    details = {"cached_tokens": 3}
+    body["usage"] = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": details}
+    answer = read_completion(body)
+    assert (answer.text, answer.prompt_tokens, answer.cached_tokens) == ("ab", 5, 3)
+    assert answer.completion_tokens == 2
+
+
+@pytest.mark.parametrize("usage", [None, [], {"prompt_tokens": None}, {"prompt_tokens": "many"}])
+def test_odd_usage_counts_as_silence(usage):
+    assert read_completion(completion(content="a") | {"usage": usage}).prompt_tokens == 0

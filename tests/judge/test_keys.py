@@ -1,0 +1,84 @@
+"""A key is sent to its endpoint and appears nowhere else."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+import pytest
+import scripted_server as play
+from scripted_server import KEY_VARIABLE, ScriptedServer
+
+from polaris_fast.config import JudgeConfig
+from polaris_fast.judge import JudgeJob, JudgePool
+from polaris_fast.judge.client import JudgeClient, display_url
+from polaris_fast.types import Rejected, Scored, UserError
+
+KEY = "sk-secret-0123456789abcdef"
+
+
+@pytest.fixture
+def key(monkeypatch, fast_config) -> str:
+    """Set after `fast_config`, which clears the variable."""
+    monkeypatch.setenv(KEY_VARIABLE, f" {KEY}\n")
+    return KEY
+
+
+def test_sent_as_bearer(make_pool, key):
+    with ScriptedServer() as server, make_pool(server.base_url) as pool:
+        assert isinstance(pool.submit(JudgeJob("0", "p", "s")).result(), Scored)
+    assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        play.status(400, error={"message": f"bad header Bearer {KEY}", "code": KEY}),
+        play.status(401, error={"message": f"Incorrect API key provided: {KEY[:9]}***"}),
+        play.status(500, error={"message": KEY}),
+        play.refusal(f"Not with {KEY}"),
+        play.reset_mid_body(),
+        play.reset_at_once(),
+        play.slow(5),
+    ],
+)
+def test_never_in_outcomes_logs_or_output(make_pool, key, behaviour, caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    with (
+        ScriptedServer(default=behaviour) as server,
+        make_pool(server.base_url, timeout_s=0.1, max_attempts=2) as pool,
+    ):
+        outcome = pool.submit(JudgeJob("0", "p", "s")).result()
+        metrics = pool.take_metrics()
+    assert not isinstance(outcome, Scored)
+    printed = capfd.readouterr()
+    texts = [repr(outcome), repr(metrics), caplog.text, printed.out, printed.err, repr(vars(pool))]
+    assert not any(KEY in text or KEY[:9] in text for text in texts)
+    if isinstance(outcome, Rejected):
+        assert "[key]" in outcome.reason
+
+
+@pytest.mark.parametrize("code", [401, 500])
+def test_never_in_the_error_at_the_start(make_pool, key, code):
+    models = play.status(code, error={"message": f"key {KEY}"})
+    with (
+        ScriptedServer(models=models) as server,
+        pytest.raises(UserError) as caught,
+        make_pool(server.base_url),
+    ):
+        pass
+    assert KEY not in "".join(traceback.format_exception(caught.value))
+
+
+def test_not_sent_to_the_local_judge(monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    client = JudgeClient(JudgeConfig(api_key_env=KEY_VARIABLE), "http://h/v1", send_key=False)
+    assert not client.has_key
+    with JudgePool(JudgeConfig(api_key_env=KEY_VARIABLE)) as pool:
+        assert pool._client is not None
+        assert not pool._client.has_key
+
+
+def test_shown_address_has_no_password_and_no_query():
+    shown = display_url("https://user:pass@judge.example:8443/v1?key=abc#d")
+    assert shown == "https://judge.example:8443/v1"

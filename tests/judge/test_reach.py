@@ -1,0 +1,119 @@
+"""The check at the start: one clear error that names the setting, its value and the remedy."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+import scripted_server as play
+from scripted_server import KEY_VARIABLE, ScriptedServer
+
+from polaris_fast.config import JudgeConfig
+from polaris_fast.judge import JudgeJob, JudgePool
+from polaris_fast.types import Scored, UserError
+
+
+@pytest.fixture
+def closed_url() -> str:
+    """An address at which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
+
+
+def error_of(pool: JudgePool) -> str:
+    before = threading.active_count()
+    with pytest.raises(UserError) as caught, pool:
+        pass
+    assert threading.active_count() == before  # nothing left running
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    return str(caught.value)
+
+
+def test_nothing_listens(make_pool, closed_url):
+    message = error_of(make_pool(closed_url))
+    assert "judge.base_url" in message
+    assert closed_url in message
+    assert "start it" in message
+
+
+@pytest.mark.parametrize(
+    "url", ["", "127.0.0.1:8000/v1", "ftp://host/v1", "http://", "http://[::1/v1", "http://h:x/v1"]
+)
+def test_no_address(make_pool, url):
+    message = error_of(make_pool(url))
+    assert "judge.base_url" in message
+    assert repr(url) in message
+
+
+@pytest.mark.parametrize("code", [401, 403])
+@pytest.mark.parametrize("key", [None, "sk-test-123456789"])
+def test_refused_key(make_pool, monkeypatch, code, key):
+    with ScriptedServer(models=play.status(code)) as server:
+        pool = make_pool(server.base_url)
+        if key:
+            monkeypatch.setenv(KEY_VARIABLE, key)
+        message = error_of(pool)
+    assert KEY_VARIABLE in message
+    assert "judge.api_key_env" in message
+    assert ("is set" if key else "is not set") in message
+    assert (key or "sk-") not in message
+
+
+def test_failing_server_is_tried_again(make_pool):
+    with ScriptedServer(models=play.status(503)) as server:
+        assert "503" in error_of(make_pool(server.base_url))
+
+
+def test_server_that_never_answers(make_pool):
+    with ScriptedServer(models=play.slow(30)) as server:
+        begin = time.monotonic()
+        message = error_of(make_pool(server.base_url, connect_timeout_s=0.2))
+    assert time.monotonic() - begin < 3
+    assert "0.2 s" in message
+
+
+def test_forgotten_v1(make_pool):
+    with ScriptedServer() as server:
+        message = error_of(make_pool(server.base_url.removesuffix("/v1")))
+    assert server.base_url in message
+
+
+def test_endpoint_without_a_list_of_models(make_pool):
+    complaint = play.status(400, error={"message": "model is required"})
+    with (
+        ScriptedServer([complaint], models=play.status(404)) as server,
+        make_pool(server.base_url) as pool,
+    ):
+        assert isinstance(pool.submit(JudgeJob("0", "p", "s")).result(), Scored)
+
+
+def test_throttled_list_counts_as_reachable(make_pool, caplog):
+    with (
+        ScriptedServer(models=play.status(429)) as server,
+        make_pool(server.base_url),
+    ):
+        pass
+    assert "429" in caplog.text
+
+
+def test_unlisted_model_is_a_warning(make_pool, caplog):
+    models = play.body({"data": [{"id": "a-judge"}, {"id": "another"}]})
+    with (
+        ScriptedServer(models=models) as server,
+        make_pool(server.base_url, model="misspelt"),
+    ):
+        pass
+    assert "misspelt" in caplog.text
+    assert "a-judge" in caplog.text
+
+
+def test_local_judge_is_started_and_stopped():
+    before = threading.active_count()
+    with JudgePool(JudgeConfig(base_url=None)) as pool:
+        outcome = pool.submit(JudgeJob("0", "A dog.", "The dog sat by the door.")).result()
+    assert isinstance(outcome, Scored)
+    assert outcome.judge == "local-heuristic"
+    assert threading.active_count() == before
