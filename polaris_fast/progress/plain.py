@@ -1,0 +1,114 @@
+"""Views for where nothing can be redrawn: lines for a log, or warnings only."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TextIO
+
+from .base import SHOWN, TOTALS, View, clock, number
+
+PLAIN_INTERVAL_S = 10.0  # a phase line is due after so long without any line
+
+
+class QuietView(View):
+    """Shows warnings only."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__()
+        self._stream = stream or sys.stderr
+
+    def start(
+        self,
+        title: str,
+        facts: Mapping[str, str],
+        total_steps: int,
+        history: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Shows nothing."""
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        """Shows nothing."""
+
+    def advance(self, n: int = 1, *, phase: str | None = None, **info: Any) -> None:
+        """Shows nothing."""
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Shows nothing."""
+
+    def note(self, text: str) -> None:
+        """Shows nothing."""
+
+    def warn(self, text: str) -> None:
+        """One line."""
+        print(f"warning: {text}", file=self._stream, flush=True)
+
+
+class PlainView(View):
+    """One line a step, and a phase line whenever nothing was printed for a while; for logs."""
+
+    def __init__(
+        self, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(now)
+        self._stream = stream or sys.stderr
+        self._printed = now()
+        self._announced: set[str] = set()
+
+    def start(
+        self,
+        title: str,
+        facts: Mapping[str, str],
+        total_steps: int,
+        history: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """The title and the facts, one a line."""
+        with self._run.lock:
+            self._run.start(title, facts, total_steps, history)
+            self._print(title)
+            for name, value in facts.items():
+                self._print(f"  {name}: {value}")
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        """Announced once in a run: a phase of every step would fill the log."""
+        with self._run.lock:
+            phase = self._run.phase(name, total)
+            if name not in self._announced:
+                self._announced.add(name)
+                self._print(f"{name} {phase.count()}".rstrip())
+
+    def advance(self, n: int = 1, *, phase: str | None = None, **info: Any) -> None:
+        """A line when the last one is `PLAIN_INTERVAL_S` old."""
+        with self._run.lock:
+            now_in = self._run.advance(n, phase, info)
+            if self._run.now() - self._printed >= PLAIN_INTERVAL_S:
+                self._print(f"{now_in.name} {now_in.count()}  {now_in.details()}".rstrip())
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """One line."""
+        with self._run.lock:
+            self._run.step(step, metrics)
+            parts = [f"step {step}/{self._run.total_steps}"]
+            parts += [
+                f"{shown.label} {number(metrics[shown.key])}"
+                for shown in SHOWN
+                if metrics.get(shown.key) is not None
+            ]
+            parts += [f"{label} {metrics[key]:g}" for key, label in TOTALS if metrics.get(key)]
+            eta = self._run.eta_s()
+            parts += [f"left {clock(eta)}"] if eta is not None else []
+            self._print("  ".join(parts))
+
+    def note(self, text: str) -> None:
+        """One line."""
+        with self._run.lock:
+            self._print(text)
+
+    def warn(self, text: str) -> None:
+        """One line."""
+        self.note(f"warning: {text}")
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+        self._printed = self._run.now()
