@@ -45,4 +45,8 @@ def assign_advantages(groups: Sequence[Group], config: Config, human_weight: flo
 
 def advantage_spec(config: Config) -> AdvantageSpec:
     """The run's settings in the kernels' terms."""
-    return AdvantageSpec(scale=config.scale_rewards, human_in_statistics=config.hri.mode == "luffy")
+    return AdvantageSpec(
+        scale=config.scale_rewards,
+        human_in_statistics=config.hri.mode == "luffy",
+        zero_spread="drop",  # equal rewards say nothing: the group is counted and left out
+    )

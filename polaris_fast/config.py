@@ -320,14 +320,14 @@ class Config(Section):
     progress: bool = True
     """Live terminal view; plain lines when the output is no terminal."""
 
-    data: DataConfig = Field(default_factory=DataConfig)
-    embedded: EmbeddedConfig = Field(default_factory=EmbeddedConfig)
-    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
-    judge: JudgeConfig = Field(default_factory=JudgeConfig)
-    reward: RewardConfig = Field(default_factory=RewardConfig)
-    hri: HRIConfig = Field(default_factory=HRIConfig)
-    packing: PackingConfig = Field(default_factory=PackingConfig)
-    guard: GuardConfig = Field(default_factory=GuardConfig)
+    data: DataConfig = DataConfig()
+    embedded: EmbeddedConfig = EmbeddedConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    judge: JudgeConfig = JudgeConfig()
+    reward: RewardConfig = RewardConfig()
+    hri: HRIConfig = HRIConfig()
+    packing: PackingConfig = PackingConfig()
+    guard: GuardConfig = GuardConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 
 from .config import Config
 from .judge import JudgeJob, Scorer
+from .metrics import PhaseClock
 from .rewards import compose_reward
 from .types import (
     Failed,
@@ -58,6 +59,7 @@ class StepScorer:
         config: Config,
         human_scores: HumanScores,
         *,
+        clock: PhaseClock | None = None,
         check_stop: Callable[[], None] = lambda: None,
         on_outcome: Callable[[Row], None] = lambda row: None,
     ) -> None:
@@ -66,12 +68,13 @@ class StepScorer:
             source: where outcomes come from.
             config: the run's configuration.
             human_scores: cache of the human stories' judgements.
+            clock: books the time the training thread waited under "judge_exposed".
             check_stop: called while waiting; raises to stop the step.
             on_outcome: called on the training thread when a row's outcome has arrived.
         """
         self.source, self.config, self.human_scores = source, config, human_scores
         self.check_stop, self.on_outcome = check_stop, on_outcome
-        self.exposed_s = 0.0  # time the training thread waited for outcomes
+        self.clock = clock or PhaseClock()
         self.num_submitted = 0
         self.trace: list[tuple[float, str, str]] = []  # (when, "row", "sent ID" or "scored ID")
         self._arrived: queue.SimpleQueue[tuple[Row, Outcome]] = queue.SimpleQueue()
@@ -167,8 +170,7 @@ class StepScorer:
 
     def _wait(self) -> None:
         """Block until one more outcome has arrived."""
-        start = time.perf_counter()
-        try:
+        with self.clock.phase("judge_exposed"):
             while True:
                 self.check_stop()
                 try:
@@ -176,8 +178,6 @@ class StepScorer:
                 except queue.Empty:
                     continue
                 break
-        finally:
-            self.exposed_s += time.perf_counter() - start
         self._settle(*arrived)
         self._drain()
 

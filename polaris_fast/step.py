@@ -50,7 +50,6 @@ class StepResult:
     num_tokens: int  # completion tokens generated
     train_tokens: int  # tokens through forward and backward, all updates
     clock: PhaseClock
-    judge_exposed_s: float
     trace: list[tuple[float, str, str]] = field(default_factory=list)
 
     @property
@@ -69,14 +68,14 @@ class GRPOStep:
         rollouts: RolloutEngine,
         builder: PromptBuilder,
         spec: LossSpec,
-        make_scorer: Callable[[], StepScorer],
+        make_scorer: Callable[[PhaseClock], StepScorer],
         view: Progress,
         check_stop: Callable[[], None],
         fixed_order: bool,
     ) -> None:
         """
         Args:
-            make_scorer: a fresh scorer for each step.
+            make_scorer: a fresh scorer for each step, booking its waits on the step's clock.
             check_stop: called at safe points; raises to abandon the step.
             fixed_order: groups train in index order (deterministic) instead of earliest first.
         """
@@ -120,8 +119,8 @@ class _Running:
         self.prompts_used = 0
         self.groups: list[Group] = []
         self.slots: list[Slot] = []
-        self.scorer = parts.make_scorer()
         self.clock = PhaseClock()
+        self.scorer = parts.make_scorer(self.clock)
         self.trace = [(time.perf_counter(), "step", "start")]
         self.planned = 0.0  # denominator that backward used
         self.train_tokens = 0
@@ -149,7 +148,6 @@ class _Running:
             num_tokens=sum(len(r.completion_ids) for r in self._policy_rows()),
             train_tokens=self.train_tokens,
             clock=self.clock,
-            judge_exposed_s=self.scorer.exposed_s,
             trace=sorted(self.trace + self.scorer.trace),
         )
 

@@ -118,16 +118,18 @@ def _loss_metrics(sums: dict[str, torch.Tensor]) -> dict[str, float]:
     means = mean_metrics(sums)
     values = torch.stack([value.double() for value in means.values()]).tolist()
     metrics = dict(zip(means, values, strict=True))
-    if "loss/human" in metrics:
-        metrics["hri/loss"] = metrics.pop("loss/human")
-        metrics["policy/loss"] = metrics.pop("loss/policy")
+    metrics["policy/loss"] = metrics.pop("loss/policy")
+    human = {"hri/loss": "loss/human", "hri/entropy": "entropy/human", "hri/logp": "logp/human"}
+    for name, source in human.items():
+        value = metrics.pop(source)
+        if float(sums["num_human_tokens"]) > 0:  # a mean over no rows is no number
+            metrics[name] = value
     return metrics
 
 
 def _perf_metrics(result: StepResult) -> dict[str, float]:
     clock = result.clock
     metrics = dict(clock.metrics())
-    metrics["perf/judge_exposed_s"] = result.judge_exposed_s
     metrics["num_step_tokens"] = float(result.num_tokens)
     rollout_s, step_s = clock.seconds("rollout"), result.trace[-1][0] - result.trace[0][0]
     metrics["perf/step_s"] = step_s

@@ -25,7 +25,7 @@ from .engine import SingleEngine
 from .evaluate import evaluate, write_evaluation
 from .groups import hri_weight
 from .judge import Scorer, open_scorer
-from .metrics import MetricsLog
+from .metrics import MetricsLog, PhaseClock, read_metrics
 from .model.load import _read_config as read_config
 from .model.load import load_causal_lm
 from .model.parity import check_packing
@@ -108,7 +108,10 @@ class Trainer:
                 )
             )
             self.view.start(
-                self.config.run_name or self.run_dir.name, self._facts(), self.total_steps
+                self.config.run_name or self.run_dir.name,
+                self._facts(),
+                self.total_steps,
+                history=read_metrics(self.run_dir / "metrics.jsonl"),
             )
             try:
                 self._setup()
@@ -125,7 +128,8 @@ class Trainer:
                 raise
             finally:
                 self._write_summary(time.time() - started)
-        self.report = write_report(self.run_dir)
+                self.view.phase("writing the report")
+                self.report = write_report(self.run_dir)
         return self.status
 
     def closing_words(self) -> str:
@@ -228,11 +232,12 @@ class Trainer:
                 "no human story to inject; their groups are rollouts only"
             )
 
-    def _make_scorer(self) -> StepScorer:
+    def _make_scorer(self, clock: PhaseClock) -> StepScorer:
         return StepScorer(
             self.source,
             self.config,
             self.human_scores,
+            clock=clock,
             check_stop=self.flag.check,
             on_outcome=lambda row: self.view.advance(1, phase="judging"),
         )
@@ -289,7 +294,7 @@ class Trainer:
             step=self.state.step,
             rollouts=self.rollouts,
             builder=self.builder,
-            scorer=self._make_scorer(),
+            scorer=self._make_scorer(PhaseClock()),
             view=self.view,
             check_stop=self.flag.check,
         )

@@ -89,7 +89,7 @@ def test_fixed_order_waits_for_the_first_group() -> None:
     later = threading.Timer(0.05, lambda: [judge.answer(row) for row in groups[0].rows])
     later.start()
     assert [g.index for g in ready] == [0, 1]
-    assert scorer.exposed_s >= 0.04
+    assert scorer.clock.seconds("judge_exposed") >= 0.04
 
 
 def test_a_failed_row_has_no_reward_and_its_group_comes_last() -> None:

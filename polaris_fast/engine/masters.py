@@ -6,7 +6,7 @@ many accumulated micro-batches. Both are kept in fp32 here; the model sees the r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ class MasterWeights:
                 parameter.copy_(master)
 
 
-def _into(master: nn.Parameter):  # type: ignore[no-untyped-def]
+def _into(master: nn.Parameter) -> Callable[[torch.Tensor], None]:
     def add(parameter: torch.Tensor) -> None:
         grad = parameter.grad
         assert grad is not None

@@ -41,9 +41,7 @@ class HFEngine:
         try:
             for start in range(0, len(requests), self.max_batch_size):
                 wave = requests[start : start + self.max_batch_size]
-                _Wave(self.model, wave, params).run(
-                    lambda i, c, start=start: on_finish(start + i, c), on_token
-                )
+                _Wave(self.model, wave, params, start).run(on_finish, on_token)
         finally:
             self.model.train(was_training)
 
@@ -52,9 +50,13 @@ class _Wave:
     """One batch of rows from prefill to their last token."""
 
     def __init__(
-        self, model: Any, requests: Sequence[RolloutRequest], params: SamplingParams
+        self,
+        model: Any,
+        requests: Sequence[RolloutRequest],
+        params: SamplingParams,
+        first: int,  # index of the first request among all
     ) -> None:
-        self.model, self.params, self.device = model, params, model.device
+        self.model, self.params, self.device, self.first = model, params, model.device, first
         num_rows = len(requests)
         prompts = list(dict.fromkeys(r.prompt_ids for r in requests))
         row_prompt = [prompts.index(r.prompt_ids) for r in requests]
@@ -95,7 +97,7 @@ class _Wave:
             for i in (alive & (stopped | last)).nonzero()[:, 0].tolist():
                 row = int(self.rows[i])
                 reason = FinishReason.STOP if stopped[i] else FinishReason.LENGTH
-                on_finish(row, self._completion(row, reason))
+                on_finish(self.first + row, self._completion(row, reason))
             alive &= ~stopped
             num_alive = int(alive.sum())
             if on_token is not None:
@@ -169,9 +171,7 @@ def _stream(seed: int, length: int) -> torch.Tensor:
     return torch.rand(length, dtype=torch.float64, generator=generator)
 
 
-def _prefill(
-    model: Any, prompts: list[tuple[int, ...]]
-) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
+def _prefill(model: Any, prompts: list[tuple[int, ...]]) -> tuple[torch.Tensor, Any, torch.Tensor]:
     """Logits after each prompt (P, V), the cache, and the mask (P, L) of real tokens."""
     longest = max(len(p) for p in prompts)
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -181,7 +181,7 @@ def _prefill(
         mask[i, longest - len(prompt) :] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
     position = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
+    cache: Any = DynamicCache(config=model.config)
     out = model(
         input_ids=ids,
         attention_mask=mask,

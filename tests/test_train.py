@@ -1,0 +1,267 @@
+"""The whole way, small: rollouts, judge over HTTP, human rows, packed loss, checkpoints, report."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from polaris_fast.checkpoint import list_checkpoints
+from polaris_fast.cli import main
+from polaris_fast.data import load_samples
+from polaris_fast.embedded import build_tokenizer
+from polaris_fast.model.tiny import tiny_model
+from tests.runs import SMALL, exact, metrics_of, train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps on the embedded model, with every checkpoint kept."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    assert train(run, max_steps=4, data__num_eval_prompts=2, eval_on_end="true") == 0
+    return run
+
+
+def _base(folder: Path, family: Any) -> Path:
+    tokenizer = build_tokenizer([r.story or "" for r in load_samples("micro")], 600)
+    tiny_model(family, vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_run_leaves_metrics_stories_checkpoints_and_a_report(finished: Path) -> None:
+    lines = metrics_of(finished)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert next(iter(lines[0])) == "step"
+    for name in (
+        "reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "entropy",
+        "clip_ratio/high_mean", "length/abs_log_ratio", "grad_norm", "loss", "learning_rate",
+        "hri/gap", "hri/human_wins", "hri/loss", "policy/loss", "perf/rollout_s", "perf/train_s",
+        "perf/judge_exposed_s", "perf/tokens_per_s", "judge/scored",
+    ):  # fmt: skip
+        assert name in lines[1], name
+    stories = [
+        json.loads(x) for x in (finished / "stories/step-000002.jsonl").read_text().splitlines()
+    ]
+    assert len(stories) == 8
+    assert sorted(s["kind"] for s in stories) == ["human"] * 2 + ["policy"] * 6
+    assert len(list_checkpoints(finished)) == 4
+    assert "<svg" in (finished / "report.html").read_text()
+    assert json.loads((finished / "summary.json").read_text())["status"] == "finished"
+    assert json.loads((finished / "eval-end.json").read_text())["num_prompts"] == 2
+    assert yaml.safe_load((finished / "config.yaml").read_text())["max_steps"] == 4
+
+
+def test_every_scored_row_is_counted_and_on_policy_ratios_are_one(finished: Path) -> None:
+    for line in metrics_of(finished):
+        assert line["rows/failed"] == 0
+        assert line["ratio/mean"] == pytest.approx(1.0) and line["clip_ratio/region_mean"] == 0
+
+
+def test_the_checkpoint_loads_in_a_process_without_our_code_and_generates(finished: Path) -> None:
+    code = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "ids = tokenizer.apply_chat_template([{'role': 'user', 'content': 'Hello.'}],\n"
+        "    add_generation_prompt=True, return_tensors='pt', return_dict=True)\n"
+        "out = model.generate(**ids, max_new_tokens=5)\n"
+        "assert out.shape[1] > ids['input_ids'].shape[1]\n"
+        "assert not any(name.startswith('polaris') for name in sys.modules)\n"
+    )
+    checkpoint = list_checkpoints(finished)[-1]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(checkpoint)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_polaris_generate_writes_a_story_with_it(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", "--model", str(finished), "--prompt", "Write about the sea."]
+    assert main([*arguments, "--words", "10", "--seed", "3"]) == 0
+    first = capsys.readouterr().out
+    assert main([*arguments, "--words", "10", "--seed", "3"]) == 0
+    assert first == capsys.readouterr().out and first.strip()
+
+
+def test_a_resumed_run_repeats_the_same_numbers_bit_for_bit(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _copy_until(finished, run, step=2)
+    assert train(run, max_steps=4, data__num_eval_prompts=2, resume_from_checkpoint=run) == 0
+    assert exact(run) == exact(finished)
+    a, b = (torch.load(r / "checkpoint-4/engine.pt", weights_only=True) for r in (run, finished))
+    for name, state in a["optimizer"]["state"].items():
+        other = b["optimizer"]["state"][name]
+        assert all(torch.equal(state[k], other[k]) for k in ("exp_avg", "exp_avg_sq"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_a_stopped_run_goes_on_where_it_was(
+    finished: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    settings = SMALL | {"output_dir": str(run), "max_steps": "4", "data.num_eval_prompts": "2"}
+    command = [sys.executable, "-m", "polaris_fast.train"]
+    process = subprocess.Popen(
+        [*command, *(f"--{k}={v}" for k, v in settings.items())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    _wait_for(run / "checkpoint-2", process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    if number is signal.SIGINT:
+        assert process.returncode in (0, 130) and "Traceback" not in output
+        assert (run / "report.html").is_file()
+    assert train(run, max_steps=4, data__num_eval_prompts=2, resume_from_checkpoint=run) == 0
+    assert exact(run) == exact(finished)
+    assert not list(run.glob(".checkpoint*"))
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3", "llama"])
+def test_every_family_trains_from_a_local_folder(tmp_path: Path, family: str) -> None:
+    base = _base(tmp_path / "base", family)
+    run = tmp_path / "run"
+    assert train(run, model_name_or_path=base, max_steps=1, max_completion_length=160) == 0
+    assert metrics_of(run)[0]["grad_norm"] > 0
+    assert not (run / "base").exists()
+
+
+def test_a_folder_of_text_files_is_enough_data(tmp_path: Path) -> None:
+    folder = tmp_path / "stories"
+    folder.mkdir()
+    for i, record in enumerate(load_samples("micro")[:5]):
+        (folder / f"tale-{i}.txt").write_text(record.story or "")
+    settings = {"data__path": folder, "data__max_target_words": 80, "max_completion_length": 200}
+    assert train(tmp_path / "run", max_steps=2, **settings) == 0
+    assert len(metrics_of(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_iterations": 2},
+        {"beta": 0.05},
+        {"scale_rewards": "batch"},
+        {"scale_rewards": "none", "loss_type": "dr_grpo"},
+        {"hri__mode": "luffy"},
+        {"hri__mode": "'off'"},
+        {"hri__fixed_reward": 1.0},
+        {"loss_type": "gspo", "num_iterations": 2},
+        {"deterministic": "false"},
+        {"dtype": "bfloat16"},
+        {"gradient_checkpointing": "true"},
+        {"zero_spread_resample_rounds": 1, "reward__function": "tests.user_rewards:constant"},
+    ],
+    ids=lambda s: " ".join(f"{k}={v}" for k, v in s.items()),
+)
+def test_every_switch_trains_a_step(finished: Path, tmp_path: Path, settings: Any) -> None:
+    run = tmp_path / "run"
+    assert train(run, model_name_or_path=finished / "base", **settings) == 0
+    line = metrics_of(run)[-1]
+    if "num_iterations" in settings:
+        assert line["ratio/max"] > 1.0
+    if "beta" in settings:
+        assert line["kl"] > 0
+    if settings.get("hri__mode") == "'off'":
+        assert "hri/gap" not in line
+    if "zero_spread_resample_rounds" in settings:
+        assert line["groups/dropped_zero_spread"] == 4 and line["groups/trained"] == 0
+    else:
+        assert line["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("function", ["length_of", "length_of_async"])
+def test_a_users_own_reward_replaces_the_judge(
+    finished: Path, tmp_path: Path, function: str
+) -> None:
+    run = tmp_path / "run"
+    reward = {"reward__function": f"tests.user_rewards:{function}"}
+    assert train(run, model_name_or_path=finished / "base", max_steps=1, **reward) == 0
+    rows = [json.loads(x) for x in (run / "stories/step-000001.jsonl").read_text().splitlines()]
+    assert all(r["reward"]["total"] == len(r["story"].split()) / 10 for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rat": "1"}, "unknown key 'learning_rat'; did you mean 'learning_rate'?"),
+        ({"model_name_or_path": "./no-such-model"}, "there is no folder './no-such-model'"),
+        ({"data.path": "./no-such-data"}, "no such file or folder './no-such-data'"),
+        ({"num_generations": "3"}, "num_generations must be at least 4"),
+        ({"max_prompt_length": "3"}, "max_prompt_length: the prompt of record"),
+        ({"judge.base_url": "http://127.0.0.1:9/v1"}, "judge.base_url"),
+        ({"reward.function": "nowhere:f"}, "reward.function"),
+        ({"resume_from_checkpoint": "./nothing"}, "resume_from_checkpoint: no such folder"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_bad_input_is_one_line_and_exit_status_2(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    settings: dict[str, str],
+    message: str,
+) -> None:
+    arguments = SMALL | {"output_dir": str(tmp_path / "run")} | settings
+    start = time.perf_counter()
+    assert main(["train", *(f"--{k}={v}" for k, v in arguments.items())]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and "Traceback" not in error
+    assert time.perf_counter() - start < 20
+
+
+def test_dry_run_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--dry-run", "--hri.weight", "0.3"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["hri"]["weight"] == 0.3
+
+
+def test_a_training_that_wanders_off_is_refused_not_applied(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polaris_fast.engine import SingleEngine
+
+    healthy = SingleEngine.backward
+
+    def poisoned(self: Any, batch: Any, rows: Any) -> Any:
+        out = healthy(self, batch, rows)
+        if self.scheduler.last_epoch == 1:
+            self.weights.masters[0].grad.fill_(float("nan"))
+        return out
+
+    monkeypatch.setattr(SingleEngine, "backward", poisoned)
+    run = tmp_path / "run"
+    assert train(run, model_name_or_path=finished / "base", max_steps=3) == 0
+    assert [line["guard/skipped"] for line in metrics_of(run)] == [0, 1, 0]
+    model = torch.load(run / "checkpoint-3/engine.pt", weights_only=True)
+    assert all(torch.isfinite(s["exp_avg"]).all() for s in model["optimizer"]["state"].values())
+
+
+def _copy_until(source: Path, run: Path, step: int) -> None:
+    """The folder as a kill after `step` and before the next checkpoint would leave it."""
+    import shutil
+
+    shutil.copytree(source, run, ignore=shutil.ignore_patterns("checkpoint-3", "checkpoint-4"))
+    (run / ".checkpoint-3.partial").mkdir()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "rew')  # torn by the kill
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not path.is_dir():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(process.communicate()[0])
+        time.sleep(0.01)
