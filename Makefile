@@ -9,12 +9,12 @@ STAMP  := $(VENV)/.installed
 install: $(STAMP)
 
 # torch is pinned first, so that no later requirement pulls another build of it.
-$(STAMP): pyproject.toml setup.py requirements/constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %s; set PYTHON=python3.11" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt torch numpy
-	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
 	@touch $(STAMP)
 
 train: $(STAMP)
@@ -29,7 +29,8 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.run
+	@mkdir -p benchmarks/results
+	$(BIN)/python -m pytest benchmarks/ --benchmark-only -s --benchmark-json=benchmarks/results/bench.json
 
 gpu: $(STAMP)
 	$(BIN)/python -m benchmarks.gpu

@@ -338,6 +338,13 @@ class Config(Section):
                 f"policy rows and the human row make a spread), got {self.num_generations}; raise "
                 "num_generations or set hri.mode=off"
             )
+        longest = self.max_prompt_length + self.max_completion_length
+        if longest > self.packing.max_tokens_per_microbatch:
+            raise ValueError(
+                f"packing.max_tokens_per_microbatch ({self.packing.max_tokens_per_microbatch}) "
+                f"must hold the longest row, max_prompt_length + max_completion_length = {longest};"
+                " raise it or lower one of them"
+            )
         self.loss_spec()  # its own checks name field, value and remedy
         if (
             self.resume_from_checkpoint is not None

@@ -119,7 +119,7 @@ def _loss_metrics(sums: dict[str, torch.Tensor]) -> dict[str, float]:
     values = torch.stack([value.double() for value in means.values()]).tolist()
     metrics = dict(zip(means, values, strict=True))
     metrics["policy/loss"] = metrics.pop("loss/policy")
-    human = {"hri/loss": "loss/human", "hri/entropy": "entropy/human", "hri/logp": "logp/human"}
+    human = {"hri/loss": "loss/human", "entropy/human": "entropy/human", "logp/human": "logp/human"}
     for name, source in human.items():
         value = metrics.pop(source)
         if float(sums["num_human_tokens"]) > 0:  # a mean over no rows is no number

@@ -26,9 +26,8 @@ from .evaluate import evaluate, write_evaluation
 from .groups import hri_weight
 from .judge import Scorer, open_scorer
 from .metrics import MetricsLog, PhaseClock, read_metrics
-from .model.load import _read_config as read_config
-from .model.load import load_causal_lm
-from .model.parity import check_packing
+from .model.load import load_causal_lm, read_config
+from .model.parity import PackingLeak, check_packing
 from .progress import Progress, make_view
 from .prompts import PromptBuilder, load_tokenizer
 from .report import write_report
@@ -52,7 +51,7 @@ def run_training(config: Config) -> int:
         with flag.installed(), view:
             trainer = Trainer(config, view, flag)
             status = trainer.run()
-    except UserError as error:
+    except (UserError, PackingLeak) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(trainer.closing_words())
@@ -279,7 +278,7 @@ class Trainer:
         self.log.log(self.state.step, metrics)
         self.view.step(self.state.step, metrics)
         for update in result.updates:
-            if update.skipped:
+            if update.skipped is not None:
                 self.view.warn(
                     f"step {self.state.step}: update skipped ({update.skipped}, gradient norm "
                     f"{update.grad_norm:.3g})"

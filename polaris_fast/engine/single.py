@@ -5,6 +5,7 @@ T packed tokens · N targets · D hidden.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,15 @@ class SingleEngine:
         if skipped is None:
             self.optimizer.step()
             self.weights.publish()
-        # The schedule follows the step count, so that a skip does not shift it.
-        self.scheduler.step()
+        self.skip_update()  # the schedule follows the count of updates, refused ones too
         self.optimizer.zero_grad(set_to_none=True)
         return UpdateResult(grad_norm=norm, skipped=skipped)
 
     def skip_update(self) -> None:
-        self.scheduler.step()
+        with warnings.catch_warnings():
+            # torch warns when the run's very first update is one that was refused.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler")
+            self.scheduler.step()
 
     def discard_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)

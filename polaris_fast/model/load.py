@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from polaris_fast.model.packed import install_packing
+from polaris_fast.types import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -33,17 +34,17 @@ def load_causal_lm(
         attn_implementation: None for the project's varlen attention, or transformers' own names.
     Returns:
         the model in eval mode.
-    Errors: ValueError naming `model_name_or_path` when the folder, its config or its weights cannot
+    Errors: UserError naming `model_name_or_path` when the folder, its config or its weights cannot
         be read, `dtype` for an unknown name.
     """
     from transformers import AutoModelForCausalLM
 
     dtype = _dtype(dtype)
-    config = _read_config(str(path))
+    config = read_config(str(path))
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(str(path), config=config, dtype=dtype)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"model_name_or_path: {str(path)!r} has a config but no loadable causal-LM weights "
             f"({_first_line(error)}); give a complete Hugging Face causal-LM folder or hub id"
         ) from error
@@ -62,7 +63,7 @@ def prepare_model(
 def install_fused_head(model: PreTrainedModel) -> PreTrainedModel:
     """Replace lm_head by a FusedHead that shares its Parameter; returns the same model.
 
-    Errors: ValueError when the model has no linear output head.
+    Errors: UserError when the model has no linear output head.
     """
     from polaris_kernels import FusedHead
 
@@ -70,7 +71,7 @@ def install_fused_head(model: PreTrainedModel) -> PreTrainedModel:
     if isinstance(head, FusedHead):
         return model
     if not isinstance(head, nn.Linear):
-        raise ValueError(
+        raise UserError(
             f"model_name_or_path: {type(model).__name__} has no linear lm_head (found "
             f"{type(head).__name__}); give a causal LM of the Qwen3.5, Qwen3 or Llama family"
         )
@@ -78,19 +79,23 @@ def install_fused_head(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _read_config(path: str) -> PreTrainedConfig:
+def read_config(path: str) -> PreTrainedConfig:
+    """The model's config: says early, and cheaply, that a path is wrong.
+
+    Errors: UserError naming `model_name_or_path`, the value and the remedy.
+    """
     from transformers import AutoConfig
 
     folder = Path(path).expanduser()
     looks_local = folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ValueError(
+            raise UserError(
                 f"model_name_or_path: the folder {path!r} has no config.json; give the folder that "
                 "save_pretrained wrote"
             )
     elif looks_local:
-        raise ValueError(
+        raise UserError(
             f"model_name_or_path: there is no folder {path!r}; check the path, or give a hub id "
             "such as Qwen/Qwen3.5-9B"
         )
@@ -102,7 +107,7 @@ def _read_config(path: str) -> PreTrainedConfig:
             if folder.is_dir()
             else "check the id and the network, or give the folder of a downloaded model"
         )
-        raise ValueError(
+        raise UserError(
             f"model_name_or_path: cannot read the config of {path!r} "
             f"({_first_line(error)}); {remedy}"
         ) from error
@@ -111,7 +116,7 @@ def _read_config(path: str) -> PreTrainedConfig:
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     found: Any = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype: must be float32, bfloat16 or float16, got {dtype!r}")
+        raise UserError(f"dtype: must be float32, bfloat16 or float16, got {dtype!r}")
     return found
 
 
