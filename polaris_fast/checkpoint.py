@@ -19,6 +19,7 @@ from pathlib import Path
 from .types import UserError
 
 _NAME = re.compile(r"checkpoint-(\d+)")
+_DISK_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
 _MANIFEST, _STATE = "manifest.json", "trainer_state.json"
 
 
@@ -55,14 +56,15 @@ def save_checkpoint(
         (draft / _STATE).write_text(json.dumps(asdict(state)))
         _write_manifest(draft)
         _replace(draft, final)
-    except (OSError, RuntimeError) as error:
-        # torch and safetensors report a full disk as RuntimeError with the OS text inside.
+    except Exception as error:
+        # torch and safetensors report a full disk by errors of their own.
         shutil.rmtree(draft, ignore_errors=True)
-        if not _is_disk_fault(error):
+        if not is_disk_fault(error):
             raise
         raise UserError(
-            f"output_dir: cannot write {final} ({error}); free some space or give another "
-            "output_dir, then go on with resume_from_checkpoint (earlier checkpoints are intact)"
+            f"output_dir: cannot write {final}: the disk is full or not writable ({error}); free "
+            "some space or give another output_dir, then go on with resume_from_checkpoint "
+            "(earlier checkpoints are intact)"
         ) from error
     if keep is not None:
         for old in list_checkpoints(output_dir)[:-keep]:
@@ -163,10 +165,15 @@ def _crc32(file: Path) -> int:
     return crc
 
 
-def _is_disk_fault(error: BaseException) -> bool:
-    if isinstance(error, OSError):
-        return True
-    text = str(error)
-    return any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO)) or (
-        "PytorchStreamWriter failed" in text
-    )
+def is_disk_fault(error: BaseException | None) -> bool:
+    """A full or unwritable disk: the OS's own error, or what torch and safetensors make of it."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, OSError) and error.errno in _DISK_CODES:
+            return True
+        if any(os.strerror(code) in text for code in _DISK_CODES):
+            return True
+        if "PytorchStreamWriter failed" in text or "inline_container" in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

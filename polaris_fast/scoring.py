@@ -70,7 +70,7 @@ class StepScorer:
             human_scores: cache of the human stories' judgements.
             clock: books the time the training thread waited under "judge_exposed".
             check_stop: called while waiting; raises to stop the step.
-            on_outcome: called on the training thread when a row's outcome has arrived.
+            on_outcome: called the moment a row's outcome arrives, on the thread that brings it.
         """
         self.source, self.config, self.human_scores = source, config, human_scores
         self.check_stop, self.on_outcome = check_stop, on_outcome
@@ -162,6 +162,7 @@ class StepScorer:
     def _arrive(self, row: Row, outcome: Outcome) -> None:
         """Called on the judge's thread."""
         self.trace.append((time.perf_counter(), "row", f"scored {row.row_id}"))
+        self.on_outcome(row)
         self._arrived.put((row, outcome))
 
     def _drain(self) -> None:
@@ -187,7 +188,6 @@ class StepScorer:
             self.human_scores.put(row.record.uid, outcome)
         if isinstance(outcome, Scored):
             row.reward = self._reward(row, outcome)
-        self.on_outcome(row)
 
     def _settled_without_judge(self, row: Row) -> Outcome | None:
         if row.kind is RowKind.HUMAN:

@@ -17,7 +17,13 @@ from typing import Any
 
 import torch
 
-from .checkpoint import TrainerState, find_checkpoint, load_state, save_checkpoint
+from .checkpoint import (
+    TrainerState,
+    find_checkpoint,
+    is_disk_fault,
+    load_state,
+    save_checkpoint,
+)
 from .config import Config, dump_config
 from .data import PromptOrder, load_records, split_records
 from .embedded import build_embedded
@@ -53,6 +59,15 @@ def run_training(config: Config) -> int:
             status = trainer.run()
     except (UserError, PackingLeak) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not is_disk_fault(error):
+            raise
+        print(
+            f"error: output_dir: the disk is full or not writable ({error}); free some space or "
+            "give another output_dir, then go on with resume_from_checkpoint",
+            file=sys.stderr,
+        )
         return 2
     print(trainer.closing_words())
     return 0 if status == "finished" else 130
