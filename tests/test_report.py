@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_folder import build_run_folder
+from tests.run_folder import build_run_folder
 
 from polaris_fast.report import write_report
 from polaris_fast.report.attention import judge_caption, notices

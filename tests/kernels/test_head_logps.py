@@ -1,4 +1,4 @@
-"""linear_logps: values and gradients against the float64 reference, in every shape that bit peers."""
+"""linear_logps: values and gradients against the float64 reference, where peers had bugs."""
 
 from typing import Any
 

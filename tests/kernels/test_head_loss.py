@@ -14,6 +14,8 @@ from polaris_kernels import (
     linear_grpo_loss,
     linear_logps,
     merge_metrics,
+)
+from polaris_kernels import (
     rows as rows_module,
 )
 from polaris_kernels.spec import AGGREGATIONS, IS_CORRECTIONS, KL_ESTIMATORS, LOSS_TYPES
@@ -323,9 +325,7 @@ def test_bitwise_repeatable():
 def test_a_callback_with_the_same_formula_gives_the_built_in_loss(chunk_bytes):
     def clipped(logps, entropy, tokens):
         ratio = (logps - tokens.old_logps).exp()
-        kept = torch.minimum(
-            ratio * tokens.advantages, ratio.clamp(0.8, 1.2) * tokens.advantages
-        )
+        kept = torch.minimum(ratio * tokens.advantages, ratio.clamp(0.8, 1.2) * tokens.advantages)
         return -kept - 0.1 * entropy
 
     head = make_head()
@@ -347,9 +347,7 @@ def test_a_sequence_level_callback_sees_all_tokens_at_once():
 
     head = make_head()
     rows = make_rows(head)
-    ours = run(
-        head, rows, loss_fn=gspo, loss_fn_needs_whole_rows=True, chunk_bytes=7 * 33 * 8
-    )
+    ours = run(head, rows, loss_fn=gspo, loss_fn_needs_whole_rows=True, chunk_bytes=7 * 33 * 8)
     built_in = run(head, rows, LossSpec(loss_type="gspo", aggregation="token_mean"))
     assert_close(ours.loss, built_in.loss)
     for a, b in zip(grads(ours.loss, head), grads(built_in.loss, head), strict=True):

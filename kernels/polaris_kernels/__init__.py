@@ -1,0 +1,36 @@
+"""polaris_kernels: the loss head of GRPO-style training, without the (tokens, vocabulary) logits.
+
+from polaris_kernels import FusedHead, LossRows, LossSpec, group_advantages
+"""
+
+from .advantages import AdvantageSpec, GroupAdvantages, group_advantages
+from .backends import active_backend, available_backends
+from .backends.workspace import release_workspace
+from .head import FusedHead, GRPOLossOutput, TokenLogps, linear_grpo_loss, linear_logps
+from .logits import grpo_loss, selective_logps
+from .metrics import Metrics, mean_metrics, merge_metrics
+from .rows import LossFn, LossRows, TokenView
+from .spec import LossSpec
+
+__all__ = [
+    "AdvantageSpec",
+    "FusedHead",
+    "GRPOLossOutput",
+    "GroupAdvantages",
+    "LossFn",
+    "LossRows",
+    "LossSpec",
+    "Metrics",
+    "TokenLogps",
+    "TokenView",
+    "active_backend",
+    "available_backends",
+    "group_advantages",
+    "grpo_loss",
+    "linear_grpo_loss",
+    "linear_logps",
+    "mean_metrics",
+    "merge_metrics",
+    "release_workspace",
+    "selective_logps",
+]

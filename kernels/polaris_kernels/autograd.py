@@ -1,0 +1,179 @@
+"""The autograd nodes of the head: log-probs, and a loss whose gradients are made in forward.
+
+Shapes: `N tokens . D hidden . V vocab`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from .backends.base import HeadBackend, HeadGradients, Statistics, Wanted
+from .metrics import Metrics
+from .objective import Objective, TokenGradients
+from .problem import HeadProblem, accumulation_dtype
+
+LOGP_OUTPUTS = ("logp", "entropy", "lse")
+
+
+@dataclass
+class LossCall:
+    """What one loss call hands to its autograd node, and gets back beside the loss."""
+
+    problem: HeadProblem
+    objective: Objective
+    backend: HeadBackend
+    wanted: Wanted
+    statistics: Statistics | None = None
+    metrics: Metrics | None = None
+
+
+class LossFunction(torch.autograd.Function):
+    """A scalar loss; backward only scales what forward has made."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, call: LossCall, hidden: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        # hidden, weight and bias are in `call.problem` already: here they are the graph's leaves
+        statistics, gradients = _loss_pass(call)
+        loss, call.metrics = call.objective.finish(statistics.logp, statistics.entropy)
+        call.statistics = statistics
+        ctx.gradients = gradients  # type: ignore[attr-defined]
+        ctx.dtypes = tuple(  # type: ignore[attr-defined]
+            None if x is None else x.dtype for x in (hidden, weight, bias)
+        )
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError(
+                "linear_grpo_loss: backward ran a second time, but its gradients are made once, in "
+                "forward, and handed over in the first backward; compute the loss again"
+            )
+        made = (gradients.hidden, gradients.weight, gradients.bias)
+        # no other reference may live on, so that autograd takes the tensors without a copy
+        del gradients
+        return None, *(
+            None if g is None else _scaled(g, grad_loss).to(dtype)
+            for g, dtype in zip(made, ctx.dtypes, strict=True)
+        )
+
+
+def _loss_pass(call: LossCall) -> tuple[Statistics, HeadGradients]:
+    problem, objective, backend = call.problem, call.objective, call.backend
+    if not call.wanted.any:
+        return backend.statistics(problem), HeadGradients(None, None, None)
+    if not objective.needs_whole_rows or backend.num_chunks(problem) <= 1:
+        return backend.gradients(
+            problem,
+            lambda tokens, s: objective.gradients(tokens, s.logp, s.entropy),
+            call.wanted,
+            entropy_gradient=objective.uses_entropy_gradient,
+        )
+    # two phases: log-probs of all rows, their coefficients, then the gradients
+    first = backend.statistics(problem)
+    whole = objective.gradients(slice(0, problem.num_tokens), first.logp, first.entropy)
+    _, gradients = backend.gradients(
+        problem,
+        lambda tokens, _: cut_gradients(whole, tokens),
+        call.wanted,
+        entropy_gradient=whole.entropy is not None,
+    )
+    return first, gradients
+
+
+class LogpsFunction(torch.autograd.Function):
+    """Log-probs, entropies and lse of each token, differentiable.
+
+    With a frozen weight the unit gradients by hidden are kept and backward scales rows; otherwise
+    backward makes the logits again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        problem: HeadProblem,
+        backend: HeadBackend,
+        outputs: tuple[str, ...],
+        wanted: Wanted,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.dtypes = tuple(None if x is None else x.dtype for x in (hidden, weight, bias))
+        ctx.outputs = outputs
+        ctx.units = None
+        if wanted.weight or wanted.bias:
+            statistics = backend.statistics(problem)
+            ctx.backend, ctx.wanted = backend, wanted
+            # the tensors go through autograd: it notices in-place changes, and a sharding engine
+            # gathers the very parameter again before backward
+            empty = hidden.new_empty(0)
+            ctx.problem = replace(problem, hidden=empty, weight=empty, bias=None)
+            ctx.compute_dtype = problem.hidden.dtype
+            ctx.save_for_backward(hidden, weight, bias)
+        else:
+            statistics, units = backend.unit_gradients(problem, outputs)
+            ctx.save_for_backward(*(units[name] for name in outputs))
+            ctx.units = True
+        return tuple(getattr(statistics, name) for name in outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        head = (None, None, None, None)
+        if all(g is None for g in grads):
+            return *head, None, None, None
+        if ctx.units:
+            total = None
+            for unit, grad in zip(ctx.saved_tensors, grads, strict=True):
+                if grad is not None:
+                    part = unit * grad.unsqueeze(1)
+                    total = part if total is None else total + part
+            assert total is not None
+            return *head, total.to(ctx.dtypes[0]), None, None
+        known = TokenGradients(**({"logp": None} | dict(zip(ctx.outputs, grads, strict=True))))
+        _, made = ctx.backend.gradients(
+            _restored(ctx),
+            lambda tokens, _: cut_gradients(known, tokens),
+            ctx.wanted,
+            entropy_gradient=known.entropy is not None,
+        )
+        return *head, *(
+            None if g is None else g.to(dtype)
+            for g, dtype in zip((made.hidden, made.weight, made.bias), ctx.dtypes, strict=True)
+        )
+
+
+def cut_gradients(whole: TokenGradients, tokens: slice) -> TokenGradients:
+    """The part of `whole` that belongs to some tokens."""
+    parts = (whole.logp, whole.entropy, whole.lse)
+    return TokenGradients(*(None if part is None else part[tokens] for part in parts))
+
+
+def _restored(ctx: Any) -> HeadProblem:
+    """The problem of forward, its tensors taken from what autograd has saved."""
+    hidden, weight, bias = ctx.saved_tensors
+    return replace(
+        ctx.problem,
+        hidden=hidden.detach().to(ctx.compute_dtype),
+        weight=weight.detach().to(ctx.compute_dtype),
+        bias=None if bias is None else bias.detach().to(accumulation_dtype(ctx.compute_dtype)),
+    )
+
+
+def _scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
+    # reading the number is free on a CPU, and 1 is what `loss.backward()` sends
+    if grad_loss.device.type == "cpu" and grad_loss == 1:
+        return gradient
+    if gradient.dtype.itemsize < 4:
+        # in place, the scale itself would be rounded to 8 bits
+        return gradient.float() * grad_loss
+    return gradient.mul_(grad_loss)

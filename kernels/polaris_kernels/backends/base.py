@@ -1,0 +1,85 @@
+"""What a backend must do: statistics of a head problem, and gradients made in forward.
+
+Shapes: `N tokens . D hidden . V vocab . C chunk`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..objective import TokenGradients
+from ..problem import HeadProblem
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per-token results, in the problem's accumulation dtype."""
+
+    logp: Tensor
+    """(N,) log softmax(z)[target]"""
+    entropy: Tensor
+    """(N,) entropy of softmax(z), in nats"""
+    lse: Tensor
+    """(N,) logsumexp(z)"""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which gradients a call needs."""
+
+    hidden: bool
+    weight: bool
+    bias: bool
+
+    @property
+    def any(self) -> bool:
+        """True when at least one is needed."""
+        return self.hidden or self.weight or self.bias
+
+
+@dataclass(frozen=True)
+class HeadGradients:
+    """Gradients of a scalar; None where not wanted."""
+
+    hidden: Tensor | None
+    """(N, D) `problem.hidden_grad_dtype`"""
+    weight: Tensor | None
+    """(V, D) accumulation dtype"""
+    bias: Tensor | None
+    """(V,) accumulation dtype"""
+
+
+Coefficients = Callable[[slice, Statistics], TokenGradients]
+"""(tokens of the chunk, their statistics) -> d loss / d (logp, entropy, lse) of those tokens."""
+
+
+class HeadBackend(Protocol):
+    """One implementation of the head."""
+
+    name: str
+
+    def num_chunks(self, problem: HeadProblem) -> int:
+        """How many pieces `gradients` cuts the problem into (0 for no tokens)."""
+
+    def statistics(self, problem: HeadProblem) -> Statistics:
+        """Log-probs, entropies and lse; nothing of size (N, V) is kept."""
+
+    def gradients(
+        self,
+        problem: HeadProblem,
+        coefficients: Coefficients,
+        wanted: Wanted,
+        *,
+        entropy_gradient: bool,
+    ) -> tuple[Statistics, HeadGradients]:
+        """Statistics and gradients in one pass: `coefficients` is called once a chunk, in order.
+
+        `entropy_gradient` False promises that no coefficient has an entropy part.
+        """
+
+    def unit_gradients(
+        self, problem: HeadProblem, outputs: tuple[str, ...]
+    ) -> tuple[Statistics, dict[str, Tensor]]:
+        """Statistics, and d output_t / d hidden_t as (N, D) for each of logp, entropy, lse."""

@@ -1,0 +1,189 @@
+"""Policy losses with their derivatives, from per-token log-probs: no autograd, no [N, V].
+
+Each entry of `POLICY_LOSSES` maps (spec, inputs) to `PolicyTerms`: the per-token loss and how it
+depends on the log importance weight and on the log-prob itself. The equations, with the papers, are
+in `reference.policy_loss`, which shares no code with this file.
+
+Shapes: `K tokens . R rows`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .rows import TokenView
+from .spec import LossSpec
+
+
+@dataclass(frozen=True)
+class PolicyInputs:
+    """What a policy loss may look at."""
+
+    logps: Tensor
+    """(K,) log-probs of this forward"""
+    log_ratio: Tensor
+    """(K,) logps - old_logps, exactly 0 when old_logps is None"""
+    log_weight: Tensor
+    """(K,) log of the importance weight: log_ratio itself, or its mean over the row"""
+    is_weight: Tensor | None
+    """(K,) correction for the rollout engine"""
+    view: TokenView
+
+
+@dataclass(frozen=True)
+class PolicyTerms:
+    """A policy loss and its derivatives; None stands for zero (`gate`: for one)."""
+
+    loss: Tensor
+    """(K,) per-token loss, before weight and correction"""
+    d_log_weight: Tensor | None = None
+    """(K,) d loss / d log_weight"""
+    d_logps: Tensor | None = None
+    """(K,) d loss / d logps at fixed log_weight"""
+    gate: Tensor | None = None
+    """(K,) d log_weight's own summand / d logps: 0 where a token is clipped inside the mean"""
+    clipped_low: Tensor | None = None
+    """(K,) bool: ratio under the range and advantage negative"""
+    clipped_high: Tensor | None = None
+    """(K,) bool: ratio over the range and advantage positive"""
+    corrected: bool = False
+    """True when the loss has used `is_weight` itself, so that it is not applied again"""
+
+
+PolicyLoss = Callable[[LossSpec, PolicyInputs], PolicyTerms]
+
+
+def clipped_ratio(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
+    """-min(min(r, delta) A, clip(r, 1 - eps, 1 + eps_high) A): grpo, dapo, gspo and kin."""
+    low, high = 1.0 - spec.epsilon, 1.0 + spec.upper_epsilon
+    A = x.view.advantages
+    r = x.log_weight.exp()
+    clipped = r.clamp(low, high) * A
+    free = r * A
+    if spec.delta is None:
+        active = free <= clipped
+    else:
+        free = r.clamp(max=spec.delta) * A
+        active = (free <= clipped) & (r <= spec.delta)
+    return PolicyTerms(
+        loss=-torch.minimum(free, clipped),
+        d_log_weight=-(r * A * active),
+        clipped_low=(r < low) & (A < 0),
+        clipped_high=(r > high) & (A > 0),
+    )
+
+
+def cispo(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
+    """-sg[min(r, cap)] A l: every token keeps a gradient, only its weight is capped."""
+    A = x.view.advantages
+    r = x.log_weight.exp()
+    d_logps = -r.clamp(max=spec.upper_epsilon) * A
+    return PolicyTerms(
+        loss=d_logps * x.logps,
+        d_logps=d_logps,
+        clipped_high=(r > spec.upper_epsilon) & (A > 0),
+    )
+
+
+def sapo(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
+    """-4 / tau sigmoid(tau (r - 1)) A, with tau by the sign of the advantage."""
+    A = x.view.advantages
+    r = x.log_weight.exp()
+    tau = _choose(A, A > 0, spec.sapo_temperature_pos, spec.sapo_temperature_neg)
+    gate = torch.sigmoid(tau * (r - 1))
+    return PolicyTerms(
+        loss=-4 / tau * gate * A,
+        d_log_weight=-4 * gate * (1 - gate) * r * A,
+    )
+
+
+def gmpo(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
+    """-A exp(row mean of log-ratios, each clipped in log space against its advantage)."""
+    A = x.view.advantages
+    limited = x.log_ratio.clamp(-spec.epsilon, spec.upper_epsilon)
+    positive = A > 0
+    used = torch.where(
+        positive, torch.minimum(x.log_ratio, limited), torch.maximum(x.log_ratio, limited)
+    )
+    loss = -A * x.view.row_mean(used).exp()[x.view.row]
+    clipped_low = (x.log_ratio < -spec.epsilon) & (A < 0)
+    clipped_high = (x.log_ratio > spec.upper_epsilon) & positive
+    # an advantage of 0 clips from below too, but has no gradient to stop
+    return PolicyTerms(
+        loss=loss,
+        d_log_weight=loss,
+        gate=(used == x.log_ratio).to(loss.dtype),
+        clipped_low=clipped_low,
+        clipped_high=clipped_high,
+    )
+
+
+def vespo(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
+    """-sg[phi(w)] A l with phi(w) = exp(lambda) w^k exp(-lambda w), w the row's whole ratio."""
+    A = x.view.advantages
+    smallest = math.log(1e-8)
+    log_w = x.log_ratio.clamp(-20.0, 20.0)
+    if x.is_weight is not None:
+        log_w = log_w + x.is_weight.log().clamp(smallest, 20.0)
+    log_w = x.view.row_sum(log_w).clamp(smallest, 20.0)[x.view.row]
+    positive = A >= 0
+    k = _choose(A, positive, spec.vespo_k_pos, spec.vespo_k_neg)
+    rate = _choose(A, positive, spec.vespo_lambda_pos, spec.vespo_lambda_neg)
+    phi = (rate + k * log_w - rate * log_w.exp()).exp()
+    return PolicyTerms(loss=-phi * A * x.logps, d_logps=-phi * A, corrected=True)
+
+
+def reinforce(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
+    """-A l."""
+    A = x.view.advantages
+    return PolicyTerms(loss=-A * x.logps, d_logps=-A)
+
+
+def luffy(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
+    """-A p / (p + gamma): the policy shaping of rows that the policy did not sample."""
+    A = x.view.advantages
+    p = x.logps.exp()
+    loss = -A * p / (p + spec.luffy_gamma)
+    return PolicyTerms(loss=loss, d_logps=loss * spec.luffy_gamma / (p + spec.luffy_gamma))
+
+
+POLICY_LOSSES: dict[str, PolicyLoss] = {
+    "grpo": clipped_ratio,
+    "bnpo": clipped_ratio,
+    "dr_grpo": clipped_ratio,
+    "dapo": clipped_ratio,
+    "gspo": clipped_ratio,
+    "luspo": clipped_ratio,
+    "cispo": cispo,
+    "sapo": sapo,
+    "gmpo": gmpo,
+    "vespo": vespo,
+    "reinforce": reinforce,
+}
+
+
+def _choose(like: Tensor, condition: Tensor, yes: float, no: float) -> Tensor:
+    # torch.where on two numbers would give float32, whatever the dtype around it
+    return torch.full_like(like, no).masked_fill_(condition, yes)
+
+
+def kl_terms(estimator: str, log_ratio_ref: Tensor) -> tuple[Tensor, Tensor]:
+    """A KL estimate and its derivative by logps, from log_ratio_ref = logps - ref_logps (K,).
+
+    A `+` keeps the value and takes the gradient of k2, which is the exact KL's on average.
+    """
+    name = estimator.removesuffix("+")
+    if name == "k1":
+        value, slope = log_ratio_ref, torch.ones_like(log_ratio_ref)
+    elif name == "abs":
+        value, slope = log_ratio_ref.abs(), log_ratio_ref.sign()
+    elif name == "k2":
+        value, slope = 0.5 * log_ratio_ref.square(), log_ratio_ref
+    else:
+        # expm1 keeps the value exact near 0, where exp(-d) + d - 1 cancels
+        change = torch.expm1(-log_ratio_ref)
+        value, slope = change + log_ratio_ref, -change
+    return value, (log_ratio_ref if estimator.endswith("+") else slope)

@@ -1,0 +1,232 @@
+"""The oracle: every equation of the package in plain torch, for any float dtype, by autograd.
+
+It shares no code with the fused path and is written to be read, not to be run at scale: the full
+(N, V) logits exist here. Tests hold every backend to it in float64.
+
+Shapes: `N tokens . D hidden . V vocab . R rows . G groups`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .rows import LossRows
+from .spec import LossSpec
+
+
+@dataclass(frozen=True)
+class ReferenceLogps:
+    """(N,) each, differentiable."""
+
+    logps: Tensor
+    entropy: Tensor
+    lse: Tensor
+
+
+def logits(
+    hidden: Tensor,
+    weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+) -> Tensor:
+    """(N, V) scaled logits: softcap tanh(logit_scale (x W^T + b) / softcap) / temperature.
+
+    Softcap: Gemma 2, arXiv 2408.00118.
+    """
+    z = F.linear(hidden, weight, bias) * logit_scale
+    if softcap is not None:
+        z = softcap * torch.tanh(z / softcap)
+    return z / (temperature.unsqueeze(-1) if isinstance(temperature, Tensor) else temperature)
+
+
+def token_logps(z: Tensor, targets: Tensor) -> ReferenceLogps:
+    """log p_y, H = -sum p log p and logsumexp of (N, V) logits."""
+    log_p = torch.log_softmax(z, dim=-1)
+    return ReferenceLogps(
+        logps=log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1),
+        entropy=-(log_p.exp() * log_p).sum(-1),
+        lse=torch.logsumexp(z, dim=-1),
+    )
+
+
+def kl_estimate(estimator: str, logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """KL(pi || ref) per token from samples of pi: k1, k2, k3 of Schulman, "Approximating KL
+    Divergence" (2020), and |k1|.
+
+    `name+` has the value of `name` and the gradient of k2, whose expectation is the gradient of the
+    exact KL.
+    """
+    d = logps - ref_logps
+    values = {"k1": d, "k2": d**2 / 2, "k3": torch.exp(-d) - 1 + d, "abs": d.abs()}
+    if estimator.endswith("+"):
+        return values[estimator[:-1]].detach() + values["k2"] - values["k2"].detach()
+    return values[estimator]
+
+
+def policy_loss(logps: Tensor, entropy: Tensor, rows: LossRows, spec: LossSpec) -> Tensor:
+    """The scalar loss of `spec`, from (T,) log-probs and entropies; masked tokens may be anything.
+
+    GRPO arXiv 2402.03300; DAPO (asymmetric clip, token mean) 2503.14476; Dr. GRPO 2503.20783; GSPO
+    (row ratio) 2507.18071; CISPO 2506.13585; SAPO 2511.20347; GMPO 2507.20673; VESPO 2602.10693;
+    LUSPO 2602.05261; dual clip 1912.09729; two-sided clip (INTELLECT-2) 2505.07291; off-policy
+    sequence mask and KL with importance correction (DeepSeek-V3.2) 2512.02556; LUFFY 2504.14945.
+    """
+    kept = torch.ones_like(rows.row_of_token, dtype=torch.bool)
+    if rows.completion_mask is not None:
+        kept = kept & (rows.completion_mask != 0)
+    weights = torch.ones(rows.num_rows, dtype=logps.dtype)
+    if rows.row_weight is not None:
+        weights = rows.row_weight.to(logps.dtype)
+    alive = [r for r in range(rows.num_rows) if weights[r] != 0]
+    row_tokens = {r: torch.nonzero(kept & (rows.row_of_token == r)).squeeze(1) for r in alive}
+    row_tokens = {r: tokens for r, tokens in row_tokens.items() if len(tokens)}
+
+    aggregation = spec.resolved_aggregation
+    if rows.denominator is not None:
+        denominator = float(rows.denominator)
+    elif aggregation == "token_mean":
+        denominator = float(max(1, sum(len(t) for t in row_tokens.values())))
+    else:
+        denominator = float(max(1, len(row_tokens)))
+
+    total = logps.new_zeros(())
+    for r, tokens in row_tokens.items():
+        loss = _row_loss(logps[tokens], entropy[tokens], rows, r, tokens, spec)
+        if aggregation == "sequence_mean":
+            loss = loss / len(tokens)
+        elif aggregation == "sequence_sum" and spec.max_completion_length is not None:
+            loss = loss / spec.max_completion_length
+        total = total + weights[r] * loss.sum() / denominator
+    return total
+
+
+def _row_loss(
+    logps: Tensor, entropy: Tensor, rows: LossRows, r: int, tokens: Tensor, spec: LossSpec
+) -> Tensor:
+    """(tokens of row r,) policy term times correction, plus KL, minus entropy bonus."""
+    dtype = logps.dtype
+
+    def of_row(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value[tokens].to(dtype)
+
+    if rows.advantages.shape[0] == rows.num_rows:
+        A = rows.advantages[r].to(dtype).expand(len(tokens))
+    else:
+        A = rows.advantages[tokens].to(dtype)
+    human = rows.is_human is not None and bool(rows.is_human[r])
+    old = of_row(rows.old_logps)
+    old = logps.detach() if old is None else old
+    rollout = of_row(rows.rollout_logps)
+    log_ratio = logps - old
+    sequence = spec.ratio_level == "sequence" or (
+        spec.ratio_level is None and spec.loss_type in ("gspo", "luspo")
+    )
+    log_weight = log_ratio.mean().expand_as(log_ratio) if sequence else log_ratio
+
+    correction = torch.ones_like(logps)
+    if spec.is_correction != "none" and rollout is not None and not human:
+        correction = _importance(old.detach() - rollout, spec)
+    if spec.human_ratio == "luffy" and human:
+        p = logps.exp()
+        policy = -A * p / (p + spec.luffy_gamma)
+    else:
+        policy = _policy_term(logps, log_ratio, log_weight, A, correction, spec)
+    if spec.loss_type != "vespo":
+        policy = policy * correction
+    if spec.off_policy_mask_threshold is not None and not human:
+        behaviour = old if rollout is None else rollout
+        drift = (behaviour - logps).detach()
+        drift = torch.where(drift.isnan(), 0.0, drift).mean()
+        policy = policy * ~((A < 0) & (drift > spec.off_policy_mask_threshold))
+    loss = policy - spec.entropy_coef * entropy
+    ref = of_row(rows.ref_logps)
+    if spec.beta:
+        assert ref is not None
+        kl = kl_estimate(spec.kl_estimator, logps, ref)
+        loss = loss + spec.beta * (kl * log_weight.exp() if spec.kl_importance_correction else kl)
+    return loss
+
+
+def _importance(log_ratio: Tensor, spec: LossSpec) -> Tensor:
+    """Truncated (Ionides 2008) or masked pi_old / pi_rollout, by token or geometric mean."""
+    log_ratio = torch.where(log_ratio.isnan(), 0.0, log_ratio)
+    if spec.is_correction.startswith("sequence"):
+        log_ratio = log_ratio.mean().expand_as(log_ratio)
+    weight = log_ratio.exp()
+    low = spec.is_floor or 0.0
+    if spec.is_correction.endswith("truncate"):
+        return weight.clamp(low, spec.is_cap)
+    return torch.where((weight < low) | (weight > spec.is_cap), 0.0, weight)
+
+
+def _policy_term(
+    logps: Tensor,
+    log_ratio: Tensor,
+    log_weight: Tensor,
+    A: Tensor,
+    correction: Tensor,
+    spec: LossSpec,
+) -> Tensor:
+    def pick(condition: Tensor, yes: float, no: float) -> Tensor:
+        # torch.where on two numbers would compute in float32
+        return torch.where(condition, A.new_tensor(yes), A.new_tensor(no))
+
+    ratio = log_weight.exp()
+    upper = spec.epsilon if spec.epsilon_high is None else spec.epsilon_high
+    if spec.loss_type == "reinforce":
+        return -A * logps
+    if spec.loss_type == "cispo":
+        return -ratio.clamp(max=upper).detach() * A * logps
+    if spec.loss_type == "sapo":
+        tau = pick(A > 0, spec.sapo_temperature_pos, spec.sapo_temperature_neg)
+        return -torch.sigmoid(tau * (ratio - 1)) * 4 / tau * A
+    if spec.loss_type == "gmpo":
+        clipped = log_ratio.clamp(-spec.epsilon, upper)
+        pessimist = torch.where(
+            A > 0, torch.minimum(log_ratio, clipped), torch.maximum(log_ratio, clipped)
+        )
+        return -A * pessimist.mean().exp()
+    if spec.loss_type == "vespo":
+        log_w = log_ratio.detach().clamp(-20, 20).sum()
+        log_w = log_w + correction.log().clamp(min=-18.420680743952367, max=20).sum()
+        w = log_w.clamp(-18.420680743952367, 20).exp()
+        k = pick(A >= 0, spec.vespo_k_pos, spec.vespo_k_neg)
+        rate = pick(A >= 0, spec.vespo_lambda_pos, spec.vespo_lambda_neg)
+        return -torch.exp(rate) * w**k * torch.exp(-rate * w) * A * logps
+    free = ratio if spec.delta is None else ratio.clamp(max=spec.delta)
+    return -torch.minimum(free * A, ratio.clamp(1 - spec.epsilon, 1 + upper) * A)
+
+
+def group_advantages(
+    rewards: list[float],
+    group_ids: list[int],
+    is_human: list[bool],
+    *,
+    eps: float = 1e-6,
+    human_weight: float = 1.0,
+) -> list[float]:
+    """Z-scores from the policy rows of each group (unbiased std), human rows on the same scale.
+
+    Every row is taken as scored; nan where a group has fewer than two policy rows.
+    """
+    advantages = []
+    for reward, group, human in zip(rewards, group_ids, is_human, strict=True):
+        peers = torch.tensor(
+            [
+                r
+                for r, g, h in zip(rewards, group_ids, is_human, strict=True)
+                if g == group and not h
+            ],
+            dtype=torch.float64,
+        )
+        if len(peers) < 2:
+            advantages.append(float("nan"))
+            continue
+        scale = human_weight if human else 1.0
+        advantages.append(scale * float((reward - peers.mean()) / (peers.std() + eps)))
+    return advantages
