@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# One thread: small tensors gain nothing from more, sums stay in one order in this process and its
+# children, and a machine busy with something else does not stall at every barrier.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
