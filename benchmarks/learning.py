@@ -139,17 +139,16 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """The runs as Markdown."""
     head = (
         "| seed | reward | quality | \\|ln(words/target)\\| | held-out reward | held-out quality | "
-        "held-out \\|ln\\| | own end at start | wall s | passes |"
+        "held-out \\|ln\\| | own end at start | passes |"
     )
-    lines = [head, "|" + " --- |" * 10]
+    lines = [head, "|" + " --- |" * 9]
     for row in rows:
         cells = [f"{row['seed']}" + (" (shuffled rewards)" if row["shuffled"] else "")]
         for name in ("reward", "quality", "abs_log_ratio"):
             cells.append("{:.2f} -> {:.2f}".format(*row[name]))
         for name in ("eval_reward", "eval_quality", "eval_abs_log_ratio"):
             cells.append("{:.2f} -> {:.2f}".format(*row[name]))
-        cells += [f"{row['own_end_at_start']:.0%}", f"{row['wall_s']:.0f}"]
-        cells.append("yes" if row["passed"] else "no")
+        cells += [f"{row['own_end_at_start']:.0%}", "yes" if row["passed"] else "no"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -18,6 +18,8 @@ from polaris_kernels import LossSpec
 
 from .types import UserError
 
+_MIN_COMPLETION_LENGTH = 256  # tokens, when the limit is taken from the data
+
 
 class Section(BaseModel):
     """Base of every section: no unknown keys, docstrings under fields are their descriptions."""
@@ -35,9 +37,9 @@ class DataConfig(Section):
     split: str = "train"
     """Split of a hub data set."""
     eval_path: str | None = None
-    """Held-out records; null: `num_eval_prompts` records are taken from `path`."""
-    num_eval_prompts: int = Field(0, ge=0)
-    """How many records to hold out from training when `eval_path` is null."""
+    """Held-out records; null: `eval_fraction` of the records of `path`."""
+    eval_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of the records to hold out from training when `eval_path` is null."""
     min_target_words: int | None = Field(None, ge=1)
     """Records with a smaller target are left out."""
     max_target_words: int | None = Field(None, ge=1)
@@ -251,8 +253,9 @@ class Config(Section):
     """Updates on each batch of rollouts."""
     max_prompt_length: int = Field(256, ge=1)
     """Prompt tokens at most; a longer prompt is an error at start-up."""
-    max_completion_length: int = Field(8192, ge=1)
-    """Completion tokens at most, thinking included."""
+    max_completion_length: int | None = Field(8192, ge=1)
+    """Completion tokens at most, thinking included; null: twice the longest human story's, and
+    `packing.max_tokens_per_microbatch` grows to hold such a row."""
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature; log-probs are taken at it too."""
     top_p: float = Field(0.95, gt=0, le=1)
@@ -338,7 +341,7 @@ class Config(Section):
                 f"policy rows and the human row make a spread), got {self.num_generations}; raise "
                 "num_generations or set hri.mode=off"
             )
-        longest = self.max_prompt_length + self.max_completion_length
+        longest = self.max_prompt_length + (self.max_completion_length or 0)
         if longest > self.packing.max_tokens_per_microbatch:
             raise ValueError(
                 f"packing.max_tokens_per_microbatch ({self.packing.max_tokens_per_microbatch}) "
@@ -355,6 +358,19 @@ class Config(Section):
                 "give a run folder or one of its checkpoint-N folders"
             )
         return self
+
+    def with_room_for(self, longest_completion: int) -> Config:
+        """This configuration with `max_completion_length: null` resolved; else itself.
+
+        Args:
+            longest_completion: tokens of the longest human story.
+        """
+        if self.max_completion_length is not None:
+            return self
+        limit = max(_MIN_COMPLETION_LENGTH, 2 * longest_completion)
+        budget = max(self.packing.max_tokens_per_microbatch, self.max_prompt_length + limit)
+        packing = self.packing.model_copy(update={"max_tokens_per_microbatch": budget})
+        return self.model_copy(update={"max_completion_length": limit, "packing": packing})
 
     def loss_spec(self) -> LossSpec:
         """The run's loss in the kernels' terms."""

@@ -88,15 +88,11 @@ def split_records(
         held_out = load_records(config.model_copy(update={"path": config.eval_path}))
         seen = {r.uid for r in held_out}
         return [r for r in records if r.uid not in seen], held_out
-    if config.num_eval_prompts == 0:
-        return records, []
-    if config.num_eval_prompts >= len(records):
-        raise UserError(
-            f"data.num_eval_prompts ({config.num_eval_prompts}) must be below the number of "
-            f"records ({len(records)}); lower it or give more data"
-        )
+    count = int(config.eval_fraction * len(records))
+    if config.eval_fraction > 0 and len(records) > 1:
+        count = max(1, count)
     by_hash = sorted(records, key=lambda r: hashlib.sha256(r.uid.encode()).hexdigest())
-    held = {r.uid for r in by_hash[: config.num_eval_prompts]}
+    held = {r.uid for r in by_hash[:count]}
     return [r for r in records if r.uid not in held], [r for r in records if r.uid in held]
 
 

@@ -16,6 +16,8 @@ from .types import StoryRecord, UserError
 
 _TOKENS_PER_WORD = 4  # room enough for small vocabularies; a story ends by its own token
 
+_TOKENS_WITHOUT_LENGTH = 1024
+
 
 def generate_stories(
     model_path: str,
@@ -54,7 +56,9 @@ def generate_stories(
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = load_causal_lm(model_path, dtype=dtype, device=device)
     limit = max_tokens or (
-        max(64, words * _TOKENS_PER_WORD) if words else config.max_completion_length
+        max(64, words * _TOKENS_PER_WORD)
+        if words
+        else config.max_completion_length or _TOKENS_WITHOUT_LENGTH
     )
     config = config.model_copy(
         update={

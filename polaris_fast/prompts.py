@@ -94,10 +94,11 @@ class PromptBuilder:
             if not self.opens_thinking:
                 text = f"{_THINK_OPEN}\n{text}"
         ids = [*self._encode(text), self.end_of_turn_id]
-        if len(ids) > self.config.max_completion_length:
+        limit = self.config.max_completion_length
+        if limit is not None and len(ids) > limit:
             raise UserError(
                 f"max_completion_length: the human story of record {record.uid!r} has {len(ids)} "
-                f"tokens, the limit is {self.config.max_completion_length}; raise it or lower "
+                f"tokens, the limit is {limit}; raise it or lower "
                 "data.max_target_words"
             )
         return ids

@@ -227,6 +227,8 @@ class _Running:
             ref_logps = self.engine.ref_logps(batch) if self.config.beta > 0 else None
             slot = Slot(batch, chosen, ref_logps)
             slot.old_logps = self._backward(slot, self.planned)
+            gap = sampling_gap(slot, slot.old_logps)
+            self.loss_sums = merge_metrics([self.loss_sums, gap])
             if self.config.num_iterations > 1:
                 self.slots.append(slot)
         self.trace.append((time.perf_counter(), "train", f"end {group.index}"))
@@ -275,6 +277,20 @@ class _Running:
         if self.parts.spec.resolved_aggregation == "token_mean":
             return float(sum(len(row.completion_ids) for row in rows))
         return float(len(rows))
+
+
+def sampling_gap(slot: Slot, logps: torch.Tensor) -> dict[str, torch.Tensor]:
+    """|trainer's - rollout engine's log-prob| of policy tokens: the same weights made both."""
+    engine = slot.batch.gather_targets(
+        [row.rollout_logps for row in slot.rows], missing=float("nan")
+    )
+    sampled = ~engine.isnan()
+    gap = torch.where(sampled, (logps - engine).abs(), 0.0)
+    return {
+        "sum_sampling_gap": gap.sum(),
+        "num_sampled_tokens": sampled.sum(),
+        "max_sampling_gap": gap.max() if gap.numel() else gap.sum(),
+    }
 
 
 def loss_rows(slot: Slot, denominator: float) -> LossRows:

@@ -116,6 +116,10 @@ def _loss_metrics(sums: dict[str, torch.Tensor]) -> dict[str, float]:
     if not sums:
         return {}
     means = mean_metrics(sums)
+    if "num_sampled_tokens" in sums:
+        tokens = sums["num_sampled_tokens"].clamp(min=1)
+        means["sampling/sampling_logp_difference/mean"] = sums["sum_sampling_gap"] / tokens
+        means["sampling/sampling_logp_difference/max"] = sums["max_sampling_gap"]
     values = torch.stack([value.double() for value in means.values()]).tolist()
     metrics = dict(zip(means, values, strict=True))
     metrics["policy/loss"] = metrics.pop("loss/policy")

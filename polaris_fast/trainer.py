@@ -172,6 +172,7 @@ class Trainer:
         base = self._base_model()
         path = str(self.checkpoint or base)
         self.tokenizer = load_tokenizer(path)
+        config = self._resolve_lengths()
         self.builder = PromptBuilder(self.tokenizer, config)
         self._check_records()
         self.view.phase("loading the model")
@@ -230,6 +231,15 @@ class Trainer:
 
     def _load(self, path: str) -> Any:
         return load_causal_lm(path, dtype=_DTYPES[self.config.dtype], device=self.device)
+
+    def _resolve_lengths(self) -> Config:
+        """Settle a completion limit that the data decides, and write it beside the run."""
+        builder = PromptBuilder(self.tokenizer, self.config)
+        records = [*self.train_records, *self.eval_records]
+        stories = [len(builder.human_completion_ids(r)) for r in records if r.story is not None]
+        self.config = self.config.with_room_for(max(stories, default=0))
+        (self.run_dir / "config.yaml").write_text(dump_config(self.config))
+        return self.config
 
     def _check_records(self) -> None:
         """Every prompt and human story must fit, before the first rollout."""

@@ -23,7 +23,7 @@ SMALL = {
     "report_to": "[]",
     "progress": "false",
     "data.max_target_words": "30",
-    "data.num_eval_prompts": "0",
+    "data.eval_fraction": "0",
     "hri.warmup_steps": "0",
     "hri.num_judge_samples": "1",
     "embedded.warm_start_steps": "2",

@@ -105,3 +105,18 @@ def test_every_field_is_described() -> None:
     assert check(Config) == []
     assert len(known_keys()) == len(set(known_keys()))
     assert yaml.safe_load(dump_config(Config())).keys() == Config.model_fields.keys()
+
+
+def test_a_row_that_no_microbatch_can_hold_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match=r"packing\.max_tokens_per_microbatch \(1000\) must hold"):
+        load_config("polaris_9b", {"packing.max_tokens_per_microbatch": "1000"})
+
+
+def test_a_completion_limit_left_to_the_data_has_room_for_its_longest_story() -> None:
+    config = load_config(None, {"max_completion_length": "null", "max_prompt_length": "100"})
+    assert config.with_room_for(20).max_completion_length == 256
+    long = config.with_room_for(5000)
+    assert long.max_completion_length == 10000
+    assert long.packing.max_tokens_per_microbatch == 10100
+    fixed = load_config("polaris_9b")
+    assert fixed.with_room_for(5000) is fixed

@@ -105,14 +105,15 @@ def test_the_samples_are_what_the_readme_says() -> None:
 
 
 def test_length_filters_and_held_out_records_do_not_depend_on_order() -> None:
-    config = DataConfig(max_target_words=60, num_eval_prompts=10)
+    config = DataConfig(max_target_words=60, eval_fraction=0.25)
     records = load_records(config)
     assert all(r.target_word_count <= 60 for r in records)
     train, held = split_records(config, records)
     again_train, again_held = split_records(config, records[::-1])
-    assert {r.uid for r in held} == {r.uid for r in again_held} and len(held) == 10
+    assert {r.uid for r in held} == {r.uid for r in again_held}
     assert {r.uid for r in train}.isdisjoint(r.uid for r in held)
-    assert len(train) == len(again_train) == len(records) - 10
+    assert len(train) == len(again_train) == len(records) - len(held)
+    assert len(held) == int(0.25 * len(records))
 
 
 def test_prompt_order_is_a_shuffle_of_every_epoch_and_a_function_of_position() -> None:
@@ -123,3 +124,10 @@ def test_prompt_order_is_a_shuffle_of_every_epoch_and_a_function_of_position() -
         assert sorted(first[7 * epoch : 7 * epoch + 7]) == list(range(7))
     assert first[:7] != first[7:14]
     assert first != [PromptOrder(7, seed=4)[i] for i in range(21)]
+
+
+def test_a_small_folder_still_holds_one_record_out() -> None:
+    records = load_samples("micro")[:3]
+    train, held = split_records(DataConfig(eval_fraction=0.2), records)
+    assert (len(train), len(held)) == (2, 1)
+    assert split_records(DataConfig(), records) == (records, [])

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.run_folder import build_run_folder
 
 from polaris_fast.report import write_report
 from polaris_fast.report.attention import judge_caption, notices
@@ -22,6 +21,7 @@ from polaris_fast.report.folder import read_run
 from polaris_fast.report.stories import pick_steps, split_text
 from polaris_fast.report.verdict import both_ends, judge_run
 from polaris_fast.types import UserError
+from tests.run_folder import build_run_folder
 
 
 class Page(HTMLParser):

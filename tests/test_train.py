@@ -26,7 +26,7 @@ from tests.runs import SMALL, exact, metrics_of, train
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps on the embedded model, with every checkpoint kept."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    assert train(run, max_steps=4, data__num_eval_prompts=2, eval_on_end="true") == 0
+    assert train(run, max_steps=4, data__eval_fraction=0.1, eval_on_end="true") == 0
     return run
 
 
@@ -66,6 +66,13 @@ def test_every_scored_row_is_counted_and_on_policy_ratios_are_one(finished: Path
         assert line["ratio/mean"] == pytest.approx(1.0) and line["clip_ratio/region_mean"] == 0
 
 
+def test_trainer_and_rollout_engine_agree_on_every_sampled_token(finished: Path) -> None:
+    """Left-padded cached decoding and the packed forward are the same distribution."""
+    for line in metrics_of(finished):
+        assert 0 < line["sampling/sampling_logp_difference/mean"] < 1e-5
+        assert line["sampling/sampling_logp_difference/max"] < 1e-3
+
+
 def test_the_checkpoint_loads_in_a_process_without_our_code_and_generates(finished: Path) -> None:
     code = (
         "import sys, torch\n"
@@ -98,7 +105,7 @@ def test_polaris_generate_writes_a_story_with_it(
 def test_a_resumed_run_repeats_the_same_numbers_bit_for_bit(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     _copy_until(finished, run, step=2)
-    assert train(run, max_steps=4, data__num_eval_prompts=2, resume_from_checkpoint=run) == 0
+    assert train(run, max_steps=4, data__eval_fraction=0.1, resume_from_checkpoint=run) == 0
     assert exact(run) == exact(finished)
     a, b = (torch.load(r / "checkpoint-4/engine.pt", weights_only=True) for r in (run, finished))
     for name, state in a["optimizer"]["state"].items():
@@ -112,7 +119,7 @@ def test_a_stopped_run_goes_on_where_it_was(
     finished: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"
-    settings = SMALL | {"output_dir": str(run), "max_steps": "4", "data.num_eval_prompts": "2"}
+    settings = SMALL | {"output_dir": str(run), "max_steps": "4", "data.eval_fraction": "0.1"}
     command = [sys.executable, "-m", "polaris_fast.train"]
     process = subprocess.Popen(
         [*command, *(f"--{k}={v}" for k, v in settings.items())],
@@ -126,7 +133,7 @@ def test_a_stopped_run_goes_on_where_it_was(
     if number is signal.SIGINT:
         assert process.returncode in (0, 130) and "Traceback" not in output
         assert (run / "report.html").is_file()
-    assert train(run, max_steps=4, data__num_eval_prompts=2, resume_from_checkpoint=run) == 0
+    assert train(run, max_steps=4, data__eval_fraction=0.1, resume_from_checkpoint=run) == 0
     assert exact(run) == exact(finished)
     assert not list(run.glob(".checkpoint*"))
 

@@ -23,7 +23,8 @@ class SamplingParams:
 
     @classmethod
     def from_config(cls, config: Config, stop_ids: frozenset[int]) -> SamplingParams:
-        """The run's training distribution."""
+        """The run's training distribution; `max_completion_length` must be resolved."""
+        assert config.max_completion_length is not None
         return cls(
             temperature=config.temperature,
             top_p=config.top_p,
