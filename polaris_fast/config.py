@@ -33,7 +33,8 @@ class DataConfig(Section):
     """Where prompts and human stories come from."""
 
     path: str | None = None
-    """JSONL or parquet file, folder of .txt/.md stories, or hub data-set id; null: the samples."""
+    """JSONL or parquet file, folder of .txt/.md stories, or hub data-set id; null: the bundled
+    stories of 20 to 60 words."""
     split: str = "train"
     """Split of a hub data set."""
     eval_path: str | None = None

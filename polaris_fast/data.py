@@ -22,6 +22,7 @@ from .config import DataConfig
 from .text_stats import count_words
 from .types import StoryRecord, UserError
 
+_SAMPLE_MAX_WORDS = 60  # of the default run: what the embedded model learns within minutes
 _TEXT_SUFFIXES = (".txt", ".md")
 # Enough of English to keep function words out of an extracted prompt.
 _STOP_WORDS = frozenset(
@@ -115,7 +116,8 @@ class PromptOrder:
 
 def _read(path: str | None, split: str) -> Iterator[StoryRecord]:
     if path is None:
-        yield from load_samples("micro")
+        samples = load_samples("micro")
+        yield from (r for r in samples if r.target_word_count <= _SAMPLE_MAX_WORDS)
         return
     where = Path(path)
     if where.is_dir():
