@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -59,6 +60,7 @@ def run_one(
     """One run in a process of its own; its threads are what the jobs leave each."""
     name = f"seed-{seed}" + ("-shuffled" if shuffled else "")
     folder = known.out / name
+    shutil.rmtree(folder, ignore_errors=True)  # never measure a mixture of two runs
     threads = max(1, (os.cpu_count() or 1) // known.jobs)
     command = [sys.executable, "-m", "benchmarks.learning", "--worker", str(seed), str(folder)]
     done = subprocess.run(
@@ -108,6 +110,7 @@ def measure(folder: Path) -> dict[str, Any]:
     """First and last `WINDOW` steps, and the held-out evaluations."""
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     start, end = (json.loads((folder / f"eval-{n}.json").read_text()) for n in ("start", "end"))
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
     first, last = steps[:WINDOW], steps[-WINDOW:]
 
     def change(name: str) -> list[float]:

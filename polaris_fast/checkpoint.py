@@ -19,7 +19,7 @@ from pathlib import Path
 from .types import UserError
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_DISK_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
+_DISK_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _MANIFEST, _STATE = "manifest.json", "trainer_state.json"
 
 
@@ -84,6 +84,11 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         UserError: there is none, or it is damaged.
     """
+    if not path.is_dir():
+        raise UserError(
+            f"resume_from_checkpoint: no such folder {str(path)!r}; give a run folder or one of "
+            "its checkpoint-N folders"
+        )
     if (path / _STATE).is_file() or _NAME.fullmatch(path.name):
         checkpoint = path
     else:

@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped before anything was begun", file=sys.stderr)
+        return 130
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
@@ -92,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 def _train(known: argparse.Namespace, overrides: dict[str, str]) -> int:
     from .config import dump_config, load_config
 
-    config = load_config(known.config, overrides)
+    config = load_config(known.config or _config_of_resumed(overrides), overrides)
     if known.dry_run:
         print(dump_config(config), end="")
         return 0
@@ -101,6 +104,17 @@ def _train(known: argparse.Namespace, overrides: dict[str, str]) -> int:
     from .trainer import run_training
 
     return run_training(config)
+
+
+def _config_of_resumed(overrides: dict[str, str]) -> str | None:
+    """A resumed run goes on under its own configuration unless another is named."""
+    resumed = overrides.get("resume_from_checkpoint")
+    if resumed is None:
+        return None
+    for folder in (Path(resumed), Path(resumed).parent):
+        if (folder / "config.yaml").is_file():
+            return str(folder / "config.yaml")
+    return None
 
 
 def _generate(known: argparse.Namespace) -> int:

@@ -9,23 +9,43 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from polaris_kernels import LossSpec
 
 from .types import UserError
 
+# YAML 1.1 reads a bare `off` as false.
+_Off = BeforeValidator(lambda value: "off" if value is False else value)
 _MIN_COMPLETION_LENGTH = 256  # tokens, when the limit is taken from the data
+
+
+def _tracker_list(value: Any) -> Any:
+    """TRL's forms: one name, "none", or a list."""
+    if value is None or value == "none":
+        return []
+    return [value] if isinstance(value, str) else value
 
 
 class Section(BaseModel):
     """Base of every section: no unknown keys, docstrings under fields are their descriptions."""
 
     model_config = ConfigDict(
-        extra="forbid", use_attribute_docstrings=True, validate_default=True, frozen=True
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        frozen=True,
+        coerce_numbers_to_str=True,  # --run_name 7
     )
 
 
@@ -47,14 +67,23 @@ class DataConfig(Section):
     """Records with a larger target are left out."""
     length_sentence: str = "The story should be about {words} words long."
     """Appended to the prompt that the policy sees (the judge never sees it); needs `{words}`."""
-    thinking: bool = False
-    """Whether the policy thinks before it writes (`</think>` ends its thinking)."""
+    thinking: bool | None = None
+    """Whether the policy thinks before it writes (`</think>` ends its thinking); null: as the data
+    does, on when every human story has its reasoning."""
+    after_thinking: str = "\n\n"
+    """What stands between `</think>` and the story of a human row: Qwen's blank line, or the
+    paper's single line feed."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if "{words}" not in self.length_sentence:
+        try:
+            tells = self.length_sentence.format(words=7) != self.length_sentence.format(words=8)
+        except (LookupError, ValueError):
+            tells = False
+        if not tells:
             raise ValueError(
-                f"length_sentence must contain '{{words}}', got {self.length_sentence!r}"
+                "length_sentence must contain '{words}' and no other braces, "
+                f"got {self.length_sentence!r}"
             )
         low, high = self.min_target_words, self.max_target_words
         if low is not None and high is not None and low > high:
@@ -101,6 +130,8 @@ class JudgeConfig(Section):
     """Sampling temperature of the judge."""
     top_p: float = Field(0.9, gt=0, le=1)
     """Nucleus of the judge's sampling."""
+    max_tokens_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the endpoint calls the cap; OpenAI's newer models want `max_completion_tokens`."""
     max_output_tokens: int = Field(8192, ge=64)
     """Cap on the judge's answer; doubled once when an answer is cut off."""
     response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
@@ -134,8 +165,26 @@ class RewardConfig(Section):
     """Weight of the length penalty (`band`) or lambda of `ratio`."""
     repetition_weight: float = Field(1.5, ge=0)
     """Weight of self-repetition."""
-    repetition_scope: Literal["story", "windowed"] = "story"
-    """4-gram repetition over the story (paper) or the mean of windows of 1,000 words."""
+    repetition_scope: Literal["story", "windowed_mean", "windowed_max"] = "story"
+    """4-gram repetition over the story (paper), or the mean or maximum over windows of words."""
+    repetition_free: float = Field(0.08, ge=0, lt=1)
+    """Share of repeated 4-grams that plain prose has and that costs nothing."""
+    repetition_story_weight: float = Field(0.7, ge=0)
+    """Weight of repeated 4-grams beyond the free share."""
+    repetition_local_weight: float = Field(0.3, ge=0)
+    """Weight of 4-grams seen among the `repetition_reach` before them."""
+    repetition_reach: int = Field(64, ge=1)
+    """How many 4-grams back a local repetition is looked for."""
+    repetition_ngram_weight: float = Field(0.8, ge=0)
+    """Weight of both 4-gram terms."""
+    repetition_lines_weight: float = Field(0.4, ge=0)
+    """Weight of the share of repeated lines."""
+    repetition_max: float = Field(1.5, gt=0)
+    """Self-repetition is at most this."""
+    repetition_window_words: int = Field(1000, ge=10)
+    """Words in a window of `windowed_*`."""
+    repetition_window_stride: int = Field(500, ge=1)
+    """Words from one window to the next."""
     blank_weight: float = Field(1.0, ge=0)
     """Weight of the blank penalty."""
     min_reward: float = -2.0
@@ -185,11 +234,11 @@ class RewardConfig(Section):
 class HRIConfig(Section):
     """Human-reference injection: one row of each group is the human story (recipe section 2)."""
 
-    mode: Literal["off", "anchor", "luffy"] = "anchor"
+    mode: Annotated[Literal["off", "anchor", "luffy"], _Off] = "anchor"
     """`anchor`: statistics from policy rows only (paper); `luffy`: the human row is inside the
     statistics and its ratio is p / (p + 0.1) (arXiv 2504.14945); `off`: rollouts only."""
     weight: float = Field(0.4, ge=0)
-    """Weight of the human row's advantage after the ramp."""
+    """Weight of the human row's advantage after the ramp (`anchor`; `luffy` has none)."""
     warmup_steps: int = Field(15, ge=0)
     """Steps over which the weight rises from 0; at weight 0 the slot is one more rollout."""
     fixed_reward: float | None = None
@@ -241,7 +290,7 @@ class Config(Section):
     deterministic: bool | None = None
     """Groups train in a fixed order and resume is bitwise; null: on for the CPU."""
     max_steps: int = Field(-1, ge=-1)
-    """Optimizer steps of rollouts; -1: `num_train_epochs` decide."""
+    """Steps of rollouts, at least 1; -1: `num_train_epochs` decide."""
     num_train_epochs: float = Field(1.0, gt=0)
     """Passes over the prompts when `max_steps` is -1."""
 
@@ -317,7 +366,9 @@ class Config(Section):
     """Stories written for each held-out prompt."""
     eval_temperature: float | None = Field(None, gt=0)
     """Sampling temperature of the evaluation; null: `temperature`."""
-    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    report_to: Annotated[
+        list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(_tracker_list)
+    ] = Field(default_factory=list)
     """Trackers besides metrics.jsonl."""
     run_name: str | None = None
     """Name shown by trackers and the report."""
@@ -349,15 +400,10 @@ class Config(Section):
                 f"must hold the longest row, max_prompt_length + max_completion_length = {longest};"
                 " raise it or lower one of them"
             )
-        self.loss_spec()  # its own checks name field, value and remedy
-        if (
-            self.resume_from_checkpoint is not None
-            and not Path(self.resume_from_checkpoint).exists()
-        ):
-            raise ValueError(
-                f"resume_from_checkpoint: no such folder {self.resume_from_checkpoint!r}; "
-                "give a run folder or one of its checkpoint-N folders"
-            )
+        if self.max_steps == 0:
+            raise ValueError("max_steps must be -1 or at least 1, got 0")
+        # Its own checks name field, value and remedy; a limit left to the data is settled later.
+        self.with_room_for(0).loss_spec()
         return self
 
     def with_room_for(self, longest_completion: int) -> Config:
@@ -445,6 +491,8 @@ def _resolve(path: str | Path | None) -> Path:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config: cannot read {path} ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config: {path} is not valid YAML: {error}") from error
     if tree is None:
@@ -458,7 +506,10 @@ def _set(tree: dict[str, Any], dotted: str, text: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--{dotted}: cannot read {text!r} as YAML: {error}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--{dotted}: cannot read {text!r} as YAML ({reason}); put it in quotes"
+        ) from error
     *parents, leaf = dotted.split(".")
     for parent in parents:
         node = tree.setdefault(parent, {})

@@ -53,12 +53,16 @@ class _Line(BaseModel):
 
 def load_records(config: DataConfig) -> list[StoryRecord]:
     """All records of `data.path`, in file order, filtered by target length.
-
     Raises:
         UserError: a missing path, an unreadable line (with file and line number), a story
             without text, duplicate uids, or nothing left.
     """
-    records = list(_read(config.path, config.split))
+    try:
+        records = list(_read(config.path, config.split))
+    except OSError as error:
+        raise UserError(
+            f"data.path: cannot read {error.filename or config.path} ({error.strerror or error})"
+        ) from error
     low, high = config.min_target_words or 1, config.max_target_words or 10**9
     kept = [r for r in records if low <= r.target_word_count <= high]
     where = config.path or "the bundled samples"
@@ -84,17 +88,36 @@ def load_samples(*names: str) -> list[StoryRecord]:
 def split_records(
     config: DataConfig, records: list[StoryRecord]
 ) -> tuple[list[StoryRecord], list[StoryRecord]]:
-    """(training, held-out) records; membership depends on uids alone, not on order or seed."""
+    """(training, held-out) records; membership depends on uids alone, not on order or seed.
+
+    A record of `data.eval_path` is never trained on: its double in the training data, known by
+    prompt and story, is left out. The length filters are those of training only.
+    """
     if config.eval_path is not None:
-        held_out = load_records(config.model_copy(update={"path": config.eval_path}))
-        seen = {r.uid for r in held_out}
-        return [r for r in records if r.uid not in seen], held_out
+        unfiltered = {"path": config.eval_path, "min_target_words": None, "max_target_words": None}
+        held_out = load_records(config.model_copy(update=unfiltered))
+        seen = {(r.prompt, r.story) for r in held_out}
+        train = [r for r in records if (r.prompt, r.story) not in seen]
+        if not train:
+            raise UserError(
+                f"data.eval_path: {config.eval_path} holds every training record; give other "
+                "held-out records"
+            )
+        return train, held_out
     count = int(config.eval_fraction * len(records))
     if config.eval_fraction > 0 and len(records) > 1:
         count = max(1, count)
     by_hash = sorted(records, key=lambda r: hashlib.sha256(r.uid.encode()).hexdigest())
     held = {r.uid for r in by_hash[:count]}
     return [r for r in records if r.uid not in held], [r for r in records if r.uid in held]
+
+
+def with_thinking(config: DataConfig, records: list[StoryRecord]) -> DataConfig:
+    """`thinking: null` settled: on when every human story comes with its reasoning."""
+    if config.thinking is not None:
+        return config
+    reasoned = [r.reasoning is not None for r in records if r.story is not None]
+    return config.model_copy(update={"thinking": bool(reasoned) and all(reasoned)})
 
 
 class PromptOrder:

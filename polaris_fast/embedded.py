@@ -66,9 +66,21 @@ def build_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
+def embedded_tokenizer(config: Config, records: Sequence[StoryRecord]) -> PreTrainedTokenizerFast:
+    """The embedded model's tokenizer: of the training records and the longer sample stories.
+
+    Held-out records are in neither.
+    """
+    texts = [*records, *load_samples("stories")]
+    corpus = [text for r in texts for text in (r.prompt, r.story or "")]
+    corpus += [config.data.length_sentence.format(words=n) for n in range(10, 100)]
+    return build_tokenizer(corpus, config.embedded.vocab_size)
+
+
 def build_embedded(
     folder: Path,
     config: Config,
+    builder: PromptBuilder,
     records: Sequence[StoryRecord],
     on_step: Callable[[int, float], None],
 ) -> None:
@@ -76,13 +88,12 @@ def build_embedded(
 
     Args:
         folder: new folder for an ordinary Hugging Face checkpoint.
-        config: the run's configuration (`embedded`, `seed`, prompt settings).
+        config: the run's configuration (`embedded`, `seed`).
+        builder: renders prompts with the `embedded_tokenizer`.
         records: the training records; held-out ones must not be among them.
         on_step: called with (step, loss) after each warm-start step.
     """
-    corpus = [text for r in load_samples() for text in (r.prompt, r.story or "")]
-    corpus += [config.data.length_sentence.format(words=n) for n in range(10, 100)]
-    tokenizer = build_tokenizer(corpus, config.embedded.vocab_size)
+    tokenizer = builder.tokenizer
     model: Any = tiny_model(
         "qwen3_5",
         vocab_size=len(tokenizer),
@@ -97,7 +108,6 @@ def build_embedded(
         do_sample=True,
     )
     model = prepare_model(model)
-    builder = PromptBuilder(tokenizer, config)
     for step, loss in _warm_start(model, builder, records, config):
         on_step(step, loss)
     model.save_pretrained(folder)

@@ -9,7 +9,7 @@ import torch
 from .config import Config, load_config
 from .groups import row_seed
 from .model.load import load_causal_lm
-from .prompts import PromptBuilder, load_tokenizer
+from .prompts import PromptBuilder, load_tokenizer, stop_ids_of
 from .rollout import Completion, RolloutRequest, SamplingParams
 from .rollout.hf import HFEngine
 from .types import StoryRecord, UserError
@@ -51,23 +51,23 @@ def generate_stories(
     for name, value in (("--words", words), ("--num", num), ("--max-tokens", max_tokens)):
         if value is not None and value < 1:
             raise UserError(f"{name}: must be at least 1, got {value}")
+    if temperature is not None and not temperature > 0:
+        raise UserError(f"--temperature: must be above 0, got {temperature}; try 0.1")
     config = config or load_config(None)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = load_causal_lm(model_path, dtype=dtype, device=device)
-    limit = max_tokens or (
-        max(64, words * _TOKENS_PER_WORD)
-        if words
-        else config.max_completion_length or _TOKENS_WITHOUT_LENGTH
-    )
+    limit = max_tokens or config.max_completion_length or _TOKENS_WITHOUT_LENGTH
+    if max_tokens is None and words and not config.data.thinking:
+        limit = max(64, words * _TOKENS_PER_WORD)
     config = config.model_copy(
         update={
             "max_completion_length": limit,
             "max_prompt_length": 1 << 20,
-            "temperature": temperature or config.temperature,
+            "temperature": config.temperature if temperature is None else temperature,
         }
     )
-    builder = PromptBuilder(load_tokenizer(model_path), config)
+    builder = PromptBuilder(load_tokenizer(model_path), config, stop_ids_of(model))
     record = StoryRecord(uid="prompt", prompt=prompt.strip(), target_word_count=words or 1)
     prompt_ids = tuple(builder.prompt_ids(record) if words else builder.bare_prompt_ids(prompt))
     stories: list[str] = [""] * num

@@ -14,6 +14,8 @@ def hri_weight(config: HRIConfig, step: int) -> float:
     """w * min(1, step / warmup) at step (from 0): the paper's ramp of the human row's weight."""
     if config.mode == "off":
         return 0.0
+    if config.mode == "luffy":  # inside the statistics from the first step on, unweighted
+        return 1.0
     ramp = 1.0 if config.warmup_steps == 0 else min(1.0, step / config.warmup_steps)
     return config.weight * ramp
 

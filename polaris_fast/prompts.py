@@ -22,6 +22,7 @@ class PromptBuilder:
     Attributes:
         tokenizer: a transformers tokenizer.
         config: the run's configuration (limits, thinking, length sentence).
+        model_stop_ids: further tokens that end a completion (the model's generation config).
         end_of_turn_id: token that closes an assistant turn.
         stop_ids: tokens that end a completion.
         opens_thinking: the template's generation prompt already contains an open `<think>`.
@@ -29,6 +30,7 @@ class PromptBuilder:
 
     tokenizer: Any
     config: Config
+    model_stop_ids: frozenset[int] = frozenset()
     end_of_turn_id: int = field(init=False)
     stop_ids: frozenset[int] = field(init=False)
     opens_thinking: bool = field(init=False)
@@ -36,9 +38,14 @@ class PromptBuilder:
     def __post_init__(self) -> None:
         self.end_of_turn_id = self._find_end_of_turn()
         eos = self.tokenizer.eos_token_id
-        self.stop_ids = frozenset({self.end_of_turn_id} | ({eos} if eos is not None else set()))
-        rendered = self._render("x")
-        self.opens_thinking = rendered.rstrip().endswith(_THINK_OPEN)
+        known = {self.end_of_turn_id, *self.model_stop_ids, *([] if eos is None else [eos])}
+        self.stop_ids = frozenset(known)
+        self.opens_thinking = self._render("x").rstrip().endswith(_THINK_OPEN)
+        if self.opens_thinking and not self.config.data.thinking:
+            raise UserError(
+                "data.thinking: this model's chat template always opens <think>; set "
+                "data.thinking to true, and give reasoning or set hri.missing_reasoning"
+            )
 
     def prompt_ids(self, record: StoryRecord) -> list[int]:
         """Token ids of the prompt, ready for generation.
@@ -90,7 +97,8 @@ class PromptBuilder:
         assert record.story is not None
         text = record.story
         if self.config.data.thinking:
-            text = f"{record.reasoning or ''}\n{_THINK_CLOSE}\n\n{text}"
+            gap = self.config.data.after_thinking
+            text = f"{record.reasoning or ''}\n{_THINK_CLOSE}{gap}{text}"
             if not self.opens_thinking:
                 text = f"{_THINK_OPEN}\n{text}"
         ids = [*self._encode(text), self.end_of_turn_id]
@@ -115,13 +123,13 @@ class PromptBuilder:
 
     def _render(self, request: str) -> str:
         if self.tokenizer.chat_template is None:
-            return f"{request}\n\n"
+            return f"{self.tokenizer.bos_token or ''}{request}\n\n"
         return str(
             self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": request}],
                 tokenize=False,
                 add_generation_prompt=True,
-                enable_thinking=self.config.data.thinking,
+                enable_thinking=bool(self.config.data.thinking),
             )
         )
 
@@ -133,8 +141,10 @@ class PromptBuilder:
                 tokenize=False,
             )
             tail = self._encode(str(rendered).rpartition(marker)[2])
-            if tail:
-                return tail[0]
+            special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+            for token in tail:  # some templates put a space before it
+                if token in special:
+                    return int(token)
         if self.tokenizer.eos_token_id is None:
             raise UserError(
                 "model_name_or_path: its tokenizer has neither a chat template with an "
@@ -162,3 +172,9 @@ def load_tokenizer(path: str) -> Any:
             f"model_name_or_path: {path!r} has no tokenizer that transformers can read ({first}); "
             "save one beside the model with tokenizer.save_pretrained"
         ) from error
+
+
+def stop_ids_of(model: Any) -> frozenset[int]:
+    """Tokens that the model's own generation config ends on."""
+    ids = getattr(model.generation_config, "eos_token_id", None)
+    return frozenset([ids] if isinstance(ids, int) else ids or [])

@@ -1,7 +1,6 @@
 """R = quality - repetition - length - blank: each term a pure function (recipe section 1).
 
-Thresholds that a run may change are fields of `RewardConfig`; the constants of self-repetition
-are part of its definition and stand here. Lengths are words, scores are dimensionless.
+Every weight and threshold is a field of `RewardConfig`. Lengths are words, scores have no unit.
 """
 
 from __future__ import annotations
@@ -20,11 +19,6 @@ from .text_stats import (
     visible_share,
 )
 from .types import RewardParts, Scored
-
-MAX_SELF_REPETITION = 1.5
-FREE_REP4 = 0.08  # plain prose repeats about this share of its 4-grams
-REP4_WEIGHT, LOCAL4_WEIGHT = 0.7, 0.3
-NGRAM_WEIGHT, LINES_WEIGHT = 0.8, 0.4
 
 
 def compose_reward(scored: Scored, story: str, target: int, config: RewardConfig) -> RewardParts:
@@ -108,29 +102,32 @@ def length_score_ratio(words: int, target: int, config: RewardConfig) -> float:
 def self_repetition(story: str, config: RewardConfig) -> float:
     """min(1.5, .8 (.7 max(0, rep4 - .08) + .3 local4) + .4 dup_lines), in [0, 1.5].
 
-    With `repetition_scope="windowed"` the 4-gram part is the mean over windows of 1,000 words,
-    stride 500; repeated lines are always counted over the whole story, so that a paragraph
-    copied from far away still shows.
+    With a windowed `repetition_scope` the 4-gram part is the mean or the maximum over windows of
+    words; repeated lines are always counted over the whole story, so that a paragraph copied from
+    far away still shows. The numbers are the defaults of `RewardConfig.repetition_*`.
     """
-    if config.repetition_scope == "windowed":
-        rates = windowed_repetition(story)
-        rate = sum(rates) / len(rates)
+    if config.repetition_scope == "story":
+        rate = ngram_repetition(tokenize(story), config)
     else:
-        rate = ngram_repetition(tokenize(story))
-    return min(MAX_SELF_REPETITION, NGRAM_WEIGHT * rate + LINES_WEIGHT * duplicate_lines(story))
+        rates = windowed_repetition(story, config)
+        is_max = config.repetition_scope == "windowed_max"
+        rate = max(rates) if is_max else sum(rates) / len(rates)
+    lines = config.repetition_lines_weight * duplicate_lines(story)
+    return min(config.repetition_max, config.repetition_ngram_weight * rate + lines)
 
 
-def ngram_repetition(tokens: list[str]) -> float:
-    """.7 max(0, rep4 - .08) + .3 local4 of one stretch of tokens, in [0, 1)."""
+def ngram_repetition(tokens: list[str], config: RewardConfig) -> float:
+    """.7 max(0, rep4 - .08) + .3 local4 of one stretch of tokens."""
     grams = ngrams(tokens)
-    return REP4_WEIGHT * max(0.0, repeated_share(grams) - FREE_REP4) + LOCAL4_WEIGHT * (
-        local_repeated_share(grams)
-    )
+    excess = max(0.0, repeated_share(grams) - config.repetition_free)
+    local = local_repeated_share(grams, config.repetition_reach)
+    return config.repetition_story_weight * excess + config.repetition_local_weight * local
 
 
-def windowed_repetition(story: str) -> list[float]:
-    """`ngram_repetition` of each window of 1,000 words, stride 500; at least one value."""
-    return [ngram_repetition(tokens) for tokens in token_windows(story)]
+def windowed_repetition(story: str, config: RewardConfig) -> list[float]:
+    """`ngram_repetition` of each window of words; at least one value."""
+    size, stride = config.repetition_window_words, config.repetition_window_stride
+    return [ngram_repetition(tokens, config) for tokens in token_windows(story, size, stride)]
 
 
 def blank_penalty(story: str, words: int, config: RewardConfig) -> float:

@@ -16,7 +16,6 @@ from .judge import JudgeJob, Scorer
 from .metrics import PhaseClock
 from .rewards import compose_reward
 from .types import (
-    Failed,
     Group,
     Outcome,
     RewardParts,
@@ -75,13 +74,13 @@ class StepScorer:
         self.source, self.config, self.human_scores = source, config, human_scores
         self.check_stop, self.on_outcome = check_stop, on_outcome
         self.clock = clock or PhaseClock()
-        self.num_submitted = 0
+        self._rows: dict[str, Row] = {}  # every row of the step, over all its rounds
         self.trace: list[tuple[float, str, str]] = []  # (when, "row", "sent ID" or "scored ID")
         self._arrived: queue.SimpleQueue[tuple[Row, Outcome]] = queue.SimpleQueue()
 
     def submit(self, row: Row) -> None:
         """Send a finished row to its judge; returns at once."""
-        self.num_submitted += 1
+        self._rows[row.row_id] = row
         self.trace.append((time.perf_counter(), "row", f"sent {row.row_id}"))
         settled = self._settled_without_judge(row)
         if settled is not None:
@@ -126,7 +125,7 @@ class StepScorer:
                 deferred.append(ready)
             else:
                 yield ready
-        self._rejudge(deferred, num_rows=sum(len(g.rows) for g in groups))
+        self._rejudge(deferred)
         yield from deferred
 
     def _next_ready(self, waiting: dict[int, Group], *, fixed_order: bool) -> Group:
@@ -138,8 +137,8 @@ class StepScorer:
                     return group
             self._wait()
 
-    def _rejudge(self, deferred: list[Group], num_rows: int) -> None:
-        limit = self.config.judge.max_failed_fraction
+    def _rejudge(self, deferred: list[Group]) -> None:
+        limit, num_rows = self.config.judge.max_failed_fraction, len(self._rows)
         for attempt in range(self.config.judge.max_rejudge_rounds + 1):
             failed = [r for g in deferred for r in g.rows if not isinstance(r.outcome, Scored)]
             if len(failed) <= limit * num_rows:
@@ -162,8 +161,8 @@ class StepScorer:
     def _arrive(self, row: Row, outcome: Outcome) -> None:
         """Called on the judge's thread."""
         self.trace.append((time.perf_counter(), "row", f"scored {row.row_id}"))
+        self._arrived.put((row, outcome))  # first: a view that fails must not lose an outcome
         self.on_outcome(row)
-        self._arrived.put((row, outcome))
 
     def _drain(self) -> None:
         while not self._arrived.empty():
@@ -207,11 +206,6 @@ class StepScorer:
         )
         parts = compose_reward(scored, row.story, target, self.config.reward)
         return replace(parts, total=scored.quality) if given else parts
-
-
-def failed_rows(groups: list[Group]) -> list[Row]:
-    """Rows without a score."""
-    return [r for g in groups for r in g.rows if r.outcome is None or isinstance(r.outcome, Failed)]
 
 
 def _scored_from(stored: dict[str, object]) -> Scored:

@@ -45,6 +45,7 @@ class StepResult:
     groups: list[Group]
     updates: list[UpdateResult]
     loss_sums: dict[str, torch.Tensor]  # of the last update, added over its micro-batches
+    sampling_sums: dict[str, torch.Tensor]  # see `sampling_gap`
     human_weight: float
     prompts_used: int
     num_tokens: int  # completion tokens generated
@@ -125,6 +126,7 @@ class _Running:
         self.planned = 0.0  # denominator that backward used
         self.train_tokens = 0
         self.loss_sums: dict[str, torch.Tensor] = {}
+        self.sampling_sums: dict[str, torch.Tensor] = {}
 
     def result(self) -> StepResult:
         new = self._write(self.config.prompts_per_step)
@@ -143,6 +145,7 @@ class _Running:
             groups=self.groups,
             updates=updates,
             loss_sums=self.loss_sums,
+            sampling_sums=self.sampling_sums,
             human_weight=self.human_weight,
             prompts_used=self.prompts_used,
             num_tokens=sum(len(r.completion_ids) for r in self._policy_rows()),
@@ -228,7 +231,7 @@ class _Running:
             slot = Slot(batch, chosen, ref_logps)
             slot.old_logps = self._backward(slot, self.planned)
             gap = sampling_gap(slot, slot.old_logps)
-            self.loss_sums = merge_metrics([self.loss_sums, gap])
+            self.sampling_sums = merge_metrics([self.sampling_sums, gap])
             if self.config.num_iterations > 1:
                 self.slots.append(slot)
         self.trace.append((time.perf_counter(), "train", f"end {group.index}"))
@@ -255,7 +258,7 @@ class _Running:
         actual = self._denominator([r for g in self.groups for r in g.rows if r.trained])
         if actual == 0:
             self.view.warn(f"step {self.step + 1}: no group could be trained, no update")
-            self.engine.skip_update()
+            self.engine.skip_updates(self.config.num_iterations)
             return []
         scale = self.planned / actual
         for name in ("sum_loss", "sum_loss_human"):
@@ -280,14 +283,18 @@ class _Running:
 
 
 def sampling_gap(slot: Slot, logps: torch.Tensor) -> dict[str, torch.Tensor]:
-    """|trainer's - rollout engine's log-prob| of policy tokens: the same weights made both."""
-    engine = slot.batch.gather_targets(
-        [row.rollout_logps for row in slot.rows], missing=float("nan")
-    )
+    """|trainer's - rollout engine's log-prob| of policy tokens: the same weights made both.
+
+    `sum_filter_gain` is what penalty, top-k and top-p add to the log-prob of the tokens they keep.
+    """
+    nan = float("nan")
+    engine = slot.batch.gather_targets([row.rollout_logps for row in slot.rows], missing=nan)
+    filtered = slot.batch.gather_targets([row.sampler_logps for row in slot.rows], missing=nan)
     sampled = ~engine.isnan()
     gap = torch.where(sampled, (logps - engine).abs(), 0.0)
     return {
         "sum_sampling_gap": gap.sum(),
+        "sum_filter_gain": torch.where(sampled, filtered - engine, 0.0).sum(),
         "num_sampled_tokens": sampled.sum(),
         "max_sampling_gap": gap.max() if gap.numel() else gap.sum(),
     }

@@ -25,6 +25,7 @@ def step_metrics(result: StepResult) -> dict[str, float]:
         **length_metrics(policy),
         **_group_metrics(result.groups),
         **_loss_metrics(result.loss_sums),
+        **_sampling_metrics(result.sampling_sums),
         **_hri_metrics(result),
         **_perf_metrics(result),
     }
@@ -33,6 +34,7 @@ def step_metrics(result: StepResult) -> dict[str, float]:
     norms = [u.grad_norm for u in result.updates]
     if norms:
         metrics["grad_norm"] = statistics.fmean(norms)
+        metrics["learning_rate"] = result.updates[-1].learning_rate
     metrics["rows/failed"] = float(sum(not isinstance(r.outcome, Scored) for r in result.rows))
     return metrics
 
@@ -116,10 +118,9 @@ def _loss_metrics(sums: dict[str, torch.Tensor]) -> dict[str, float]:
     if not sums:
         return {}
     means = mean_metrics(sums)
-    if "num_sampled_tokens" in sums:
-        tokens = sums["num_sampled_tokens"].clamp(min=1)
-        means["sampling/sampling_logp_difference/mean"] = sums["sum_sampling_gap"] / tokens
-        means["sampling/sampling_logp_difference/max"] = sums["max_sampling_gap"]
+    # TRL's `entropy` is the policy's: human rows have their own.
+    policy_tokens = (sums["num_tokens"] - sums["num_human_tokens"]).clamp(min=1)
+    means["entropy"] = (sums["sum_entropy"] - sums["sum_entropy_human"]) / policy_tokens
     values = torch.stack([value.double() for value in means.values()]).tolist()
     metrics = dict(zip(means, values, strict=True))
     metrics["policy/loss"] = metrics.pop("loss/policy")
@@ -129,6 +130,19 @@ def _loss_metrics(sums: dict[str, torch.Tensor]) -> dict[str, float]:
         if float(sums["num_human_tokens"]) > 0:  # a mean over no rows is no number
             metrics[name] = value
     return metrics
+
+
+def _sampling_metrics(sums: dict[str, torch.Tensor]) -> dict[str, float]:
+    """How far the rollout engine's log-probs are from the trainer's (TRL's names)."""
+    if not sums:
+        return {}
+    names = ("sum_sampling_gap", "max_sampling_gap", "sum_filter_gain", "num_sampled_tokens")
+    total, largest, gain, tokens = torch.stack([sums[n].double() for n in names]).tolist()
+    return {
+        "sampling/sampling_logp_difference/mean": total / max(tokens, 1.0),
+        "sampling/sampling_logp_difference/max": largest,
+        "sampling/filter_gain": gain / max(tokens, 1.0),
+    }
 
 
 def _perf_metrics(result: StepResult) -> dict[str, float]:

@@ -15,9 +15,6 @@ from typing import Literal
 WordCounter = Literal["whitespace", "word_chars"]
 
 NGRAM = 4
-LOCAL_REACH = 64  # 4-grams before the present one in which `local4` looks for it
-WINDOW_WORDS = 1000
-WINDOW_STRIDE = 500
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _WORD = re.compile(r"\w+")
@@ -58,7 +55,7 @@ def repeated_share(items: Sequence[Hashable]) -> float:
     return 1.0 - len(set(items)) / len(items) if items else 0.0
 
 
-def local_repeated_share(items: Sequence[Hashable], reach: int = LOCAL_REACH) -> float:
+def local_repeated_share(items: Sequence[Hashable], reach: int) -> float:
     """Share of items that occur among the `reach` items before them, in [0, 1)."""
     last: dict[Hashable, int] = {}
     hits = 0
@@ -73,9 +70,7 @@ def duplicate_lines(text: str) -> float:
     return repeated_share([line for raw in text.splitlines() if (line := raw.strip())])
 
 
-def token_windows(
-    text: str, *, window: int = WINDOW_WORDS, stride: int = WINDOW_STRIDE
-) -> Iterator[list[str]]:
+def token_windows(text: str, window: int, stride: int) -> Iterator[list[str]]:
     """Tokens of overlapping windows of whitespace words; the last one may be shorter.
 
     A text of at most `window` words is one window, and every word is in at least one.

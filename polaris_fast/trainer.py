@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
+import shutil
 import sys
 import time
 from contextlib import ExitStack
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +25,33 @@ from .checkpoint import (
     load_state,
     save_checkpoint,
 )
-from .config import Config, dump_config
-from .data import PromptOrder, load_records, split_records
-from .embedded import build_embedded
+from .config import Config
+from .data import PromptOrder, load_records, split_records, with_thinking
+from .embedded import build_embedded, embedded_tokenizer
 from .engine import SingleEngine
 from .evaluate import evaluate, write_evaluation
 from .groups import hri_weight
 from .judge import Scorer, open_scorer
-from .metrics import MetricsLog, PhaseClock, read_metrics
+from .metrics import METRICS_FILE, MetricsLog, PhaseClock, read_metrics
 from .model.load import load_causal_lm, read_config
 from .model.parity import PackingLeak, check_packing
 from .progress import Progress, make_view
-from .prompts import PromptBuilder, load_tokenizer
+from .prompts import PromptBuilder, load_tokenizer, stop_ids_of
 from .report import write_report
 from .rollout.hf import HFEngine
-from .scoring import HumanScores, JudgeDown, StepScorer
+from .run_folder import (
+    check_same_run,
+    check_unused,
+    choose_run_dir,
+    forget_after,
+    open_run,
+    write_summary,
+)
+from .scoring import HumanScores, StepScorer
 from .step import GRPOStep, StepResult
 from .step_metrics import step_metrics
 from .stopping import StopFlag, StopRequested
-from .story_log import drop_stories_after, write_stories
+from .story_log import write_stories
 from .types import StoryRecord, UserError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -77,42 +86,50 @@ class Trainer:
     """One training run."""
 
     def __init__(self, config: Config, view: Progress, flag: StopFlag) -> None:
-        self.config, self.view, self.flag = config, view, flag
+        """Reads and checks everything cheap; nothing is written yet.
+
+        Raises:
+            UserError: bad data, checkpoint, model path or output folder.
+        """
+        self.view, self.flag = view, flag
         self.device = _device(config)
         self.deterministic = (
             config.deterministic if config.deterministic is not None else self.device.type == "cpu"
         )
         records = load_records(config.data)
         self.train_records, self.eval_records = split_records(config.data, records)
+        thinking = with_thinking(config.data, self.train_records)
+        self.config = config.model_copy(update={"data": thinking})
         self.checkpoint = (
             find_checkpoint(Path(config.resume_from_checkpoint))
             if config.resume_from_checkpoint
             else None
         )
-        self.run_dir = self._run_dir()
-        self.state = (
-            load_state(self.checkpoint)
-            if self.checkpoint
-            else TrainerState(step=0, prompt_cursor=0, num_tokens=0, human_scores={})
-        )
+        self.run_dir = choose_run_dir(config, self.checkpoint)
+        if self.checkpoint is None:
+            check_unused(self.run_dir)
+            self.state = TrainerState(step=0, prompt_cursor=0, num_tokens=0, human_scores={})
+        else:
+            check_same_run(self.config, self.checkpoint)
+            self.state = load_state(self.checkpoint)
+        self.tokenizer = self._tokenizer()
+        self.config = self._resolve_lengths()
+        self.builder = PromptBuilder(self.tokenizer, self.config)
+        self.num_human = self._check_records()
         self.saved_step = self.state.step
         self.total_steps = self._total_steps()
-        self.status = "running"
+        self.status, self.reason = "running", ""
 
     # ----------------------------------------------------------------------------------------
 
     def run(self) -> str:
         """Train; returns "finished" or "interrupted". The report is written either way."""
         started = time.time()
-        if self.config.model_name_or_path is not None:
-            read_config(self.config.model_name_or_path)
         with ExitStack() as stack:
             self.source: Scorer = stack.enter_context(
                 open_scorer(self.config.judge, self.config.reward)
             )
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            (self.run_dir / "config.yaml").write_text(dump_config(self.config))
-            _point_latest(self.run_dir)
+            open_run(self.run_dir, self.config)
             self.log = stack.enter_context(
                 MetricsLog(
                     self.run_dir,
@@ -125,58 +142,99 @@ class Trainer:
                 self.config.run_name or self.run_dir.name,
                 self._facts(),
                 self.total_steps,
-                history=read_metrics(self.run_dir / "metrics.jsonl"),
+                history=read_metrics(self.run_dir / METRICS_FILE),
             )
             try:
                 self._setup()
                 self._loop()
                 self.status = "finished"
             except StopRequested as stop:
-                self.status = "interrupted"
-                self.view.warn(f"stopped by {stop}")
+                self.status, self.reason = "interrupted", f"stopped by {stop}"
+                self.view.warn(self.reason)
                 self._save_unsaved()
             except BaseException as error:
-                self.status = "failed"
-                if isinstance(error, JudgeDown):
+                self.status, self.reason = "failed", str(error)
+                # The guard, or a judge that is down: what was trained so far is sound.
+                if isinstance(error, UserError) and not is_disk_fault(error):
                     self._save_unsaved()
                 raise
             finally:
-                self._write_summary(time.time() - started)
+                write_summary(
+                    self.run_dir,
+                    status=self.status,
+                    reason=self.reason,
+                    steps=self.state.step,
+                    wall_s=round(time.time() - started, 1),
+                    device=str(self.device),
+                )
                 self.view.phase("writing the report")
                 self.report = write_report(self.run_dir)
         return self.status
 
     def closing_words(self) -> str:
         """What a person should know and do next."""
-        lines = [f"report      {self.report}"]
+        run, python = shlex.quote(_short(self.run_dir)), shlex.quote(_short(sys.executable))
+        lines = [f"report      {_short(self.report)}"]
         last = self.run_dir / f"checkpoint-{self.state.step}"
         if last.is_dir():
-            lines.append(f"checkpoint  {last}")
-        if self.status == "interrupted":
+            lines.append(f"checkpoint  {_short(last)}")
+        if self.status != "interrupted":
             lines.append(
-                "continue    python -m polaris_fast.train "
-                f"--config {self.run_dir / 'config.yaml'} "
-                f"--resume_from_checkpoint {self.run_dir}"
+                f'write       {python} -m polaris_fast generate --model {run} --prompt "..." '
+                "--words 60"
             )
         elif last.is_dir():
             lines.append(
-                f'write       polaris generate --model {self.run_dir} --prompt "..." --words 60'
+                f"continue    {python} -m polaris_fast.train --resume_from_checkpoint {run}"
             )
+        else:
+            lines.append("no step was finished: start the run anew")
         return "\n".join(lines)
 
     # set-up -----------------------------------------------------------------------------------
 
+    def _tokenizer(self) -> Any:
+        path = self.config.model_name_or_path
+        if path is not None:
+            read_config(path)
+        if self.checkpoint is not None:
+            return load_tokenizer(str(self.checkpoint))
+        if path is not None:
+            return load_tokenizer(path)
+        return embedded_tokenizer(self.config, self.train_records)
+
+    def _resolve_lengths(self) -> Config:
+        """Settle a completion limit that is left to the data."""
+        if self.config.max_completion_length is not None:
+            return self.config
+        builder = PromptBuilder(self.tokenizer, self.config)
+        records = [*self.train_records, *self.eval_records]
+        stories = [len(builder.human_completion_ids(r)) for r in records if r.story is not None]
+        return self.config.with_room_for(max(stories, default=0))
+
+    def _check_records(self) -> int:
+        """Every prompt and human story must fit; returns how many records give a human row."""
+        for record in [*self.train_records, *self.eval_records]:
+            self.builder.prompt_ids(record)
+        num_human = 0
+        for record in self.train_records:
+            if self.builder.has_human_row(record):
+                self.builder.human_completion_ids(record)
+                num_human += 1
+        return num_human
+
     def _setup(self) -> None:
         config = self.config
         torch.manual_seed(config.seed)
+        if config.hri.mode != "off" and self.num_human < len(self.train_records):
+            self.view.warn(
+                f"{len(self.train_records) - self.num_human} of {len(self.train_records)} records "
+                "have no human story to inject; their groups are rollouts only"
+            )
         base = self._base_model()
-        path = str(self.checkpoint or base)
-        self.tokenizer = load_tokenizer(path)
-        config = self._resolve_lengths()
-        self.builder = PromptBuilder(self.tokenizer, config)
-        self._check_records()
         self.view.phase("loading the model")
-        model = self._load(path)
+        model = self._load(str(self.checkpoint or base))
+        self.builder = PromptBuilder(self.tokenizer, config, stop_ids_of(model))
         check_packing(model)
         reference = self._load(base).requires_grad_(False) if config.beta > 0 else None
         if config.gradient_checkpointing:
@@ -192,8 +250,10 @@ class Trainer:
         if self.checkpoint is not None:
             self.engine.load(self.checkpoint)
             self.log.truncate_after(self.state.step)
-            drop_stories_after(self.run_dir, self.state.step)
+            aside = forget_after(self.run_dir, self.state.step)
             self.view.note(f"resumed from {self.checkpoint}")
+            if aside:
+                self.view.note(f"put aside into superseded/: {', '.join(aside)}")
         self.rollouts = HFEngine(model, config.rollout.max_batch_size)
         self.human_scores = HumanScores(self.state.human_scores)
         self.order = PromptOrder(len(self.train_records), config.seed)
@@ -210,51 +270,27 @@ class Trainer:
         )
 
     def _base_model(self) -> str:
-        """Where the run's starting weights are; the embedded model is built once a run."""
+        """Where the starting weights are; the embedded model is built by each new run."""
         if self.config.model_name_or_path is not None:
             return self.config.model_name_or_path
-        base = self.run_dir / "base"
-        if not (base / "config.json").is_file():
-            steps = self.config.embedded.warm_start_steps
-            self.view.phase("warm start", steps)
-            with (self.run_dir / "warm_start.jsonl").open("w") as file:
+        if self.checkpoint is not None:
+            return str(self.checkpoint.parent / "base")
+        base, draft = self.run_dir / "base", self.run_dir / ".base.partial"
+        shutil.rmtree(base, ignore_errors=True)  # a killed run's, of other settings perhaps
+        self.view.phase("warm start", self.config.embedded.warm_start_steps)
+        with (self.run_dir / "warm_start.jsonl").open("w") as file:
 
-                def on_step(step: int, loss: float) -> None:
-                    self.flag.check()
-                    file.write(json.dumps({"step": step, "loss": loss}) + "\n")
-                    self.view.advance(1, phase="warm start", loss=loss)
+            def on_step(step: int, loss: float) -> None:
+                self.flag.check()
+                file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+                self.view.advance(1, phase="warm start", loss=loss)
 
-                draft = base.with_name(".base.partial")
-                build_embedded(draft, self.config, self.train_records, on_step)
-                draft.rename(base)
+            build_embedded(draft, self.config, self.builder, self.train_records, on_step)
+        draft.rename(base)
         return str(base)
 
     def _load(self, path: str) -> Any:
         return load_causal_lm(path, dtype=_DTYPES[self.config.dtype], device=self.device)
-
-    def _resolve_lengths(self) -> Config:
-        """Settle a completion limit that the data decides, and write it beside the run."""
-        builder = PromptBuilder(self.tokenizer, self.config)
-        records = [*self.train_records, *self.eval_records]
-        stories = [len(builder.human_completion_ids(r)) for r in records if r.story is not None]
-        self.config = self.config.with_room_for(max(stories, default=0))
-        (self.run_dir / "config.yaml").write_text(dump_config(self.config))
-        return self.config
-
-    def _check_records(self) -> None:
-        """Every prompt and human story must fit, before the first rollout."""
-        for record in [*self.train_records, *self.eval_records]:
-            self.builder.prompt_ids(record)
-        num_human = 0
-        for record in self.train_records:
-            if self.builder.has_human_row(record):
-                self.builder.human_completion_ids(record)
-                num_human += 1
-        if self.config.hri.mode != "off" and num_human < len(self.train_records):
-            self.view.warn(
-                f"{len(self.train_records) - num_human} of {len(self.train_records)} records have "
-                "no human story to inject; their groups are rollouts only"
-            )
 
     def _make_scorer(self, clock: PhaseClock) -> StepScorer:
         return StepScorer(
@@ -294,7 +330,6 @@ class Trainer:
         )
         metrics = {
             "epoch": self.state.prompt_cursor / len(self.train_records),
-            "learning_rate": self.engine.learning_rate,
             "num_tokens": self.state.num_tokens,
             **step_metrics(result),
             **self.source.take_metrics(),
@@ -341,13 +376,6 @@ class Trainer:
 
     # small things -----------------------------------------------------------------------------
 
-    def _run_dir(self) -> Path:
-        if self.config.output_dir is not None:
-            return Path(self.config.output_dir)
-        if self.checkpoint is not None:
-            return self.checkpoint.parent
-        return Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-
     def _total_steps(self) -> int:
         if self.config.max_steps > 0:
             return self.config.max_steps
@@ -363,12 +391,8 @@ class Trainer:
             "judge": config.reward.function
             or config.judge.base_url
             or "local heuristic (no judge of quality)",
-            "run": str(self.run_dir),
+            "run": _short(self.run_dir),
         }
-
-    def _write_summary(self, wall_s: float) -> None:
-        summary = {"status": self.status, "steps": self.state.step, "wall_s": round(wall_s, 1)}
-        (self.run_dir / "summary.json").write_text(json.dumps(summary))
 
 
 def quiet_transformers() -> None:
@@ -386,14 +410,8 @@ def _device(config: Config) -> torch.device:
     return torch.device("cuda" if use_cuda else "cpu")
 
 
-def _point_latest(run_dir: Path) -> None:
-    """runs/latest -> this run, where links can be made."""
-    link = run_dir.parent / "latest"
-    draft = run_dir.parent / f".latest-{os.getpid()}"
-    if link.exists() and not link.is_symlink():
-        return
-    try:
-        draft.symlink_to(run_dir.name)
-        draft.replace(link)
-    except OSError:
-        draft.unlink(missing_ok=True)
+def _short(path: str | Path) -> str:
+    """Relative to the working folder where the path lies in it."""
+    absolute = Path(os.path.abspath(path))
+    here = Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)

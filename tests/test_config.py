@@ -59,7 +59,7 @@ def test_a_value_out_of_range_names_key_and_value(key: str, text: str) -> None:
 def test_too_few_generations_for_a_human_row_say_what_to_do() -> None:
     with pytest.raises(UserError, match=r"num_generations must be at least 4 .* hri.mode=off"):
         load_config(None, {"num_generations": "3"})
-    assert load_config(None, {"num_generations": "3", "hri.mode": "'off'"}).num_generations == 3
+    assert load_config(None, {"num_generations": "3", "hri.mode": "off"}).num_generations == 3
 
 
 def test_overrides_win_over_the_file_and_keep_the_rest(tmp_path: Path) -> None:
@@ -80,6 +80,11 @@ def test_the_faithful_preset_holds_the_papers_settings() -> None:
     reward = config.reward
     assert (reward.repetition_weight, reward.length_weight, reward.blank_weight) == (1.5, 0.8, 1.0)
     assert (reward.word_counter, reward.min_reward, reward.max_reward) == ("word_chars", -2.0, 2.0)
+
+
+def test_trackers_are_given_as_one_name_none_or_a_list() -> None:
+    for text, expected in (("tensorboard", ["tensorboard"]), ("none", []), ("[wandb]", ["wandb"])):
+        assert load_config(None, {"report_to": text}).report_to == expected
 
 
 def test_a_missing_or_broken_file_is_one_clear_error(tmp_path: Path) -> None:

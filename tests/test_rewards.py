@@ -130,7 +130,7 @@ def test_target_below_one_is_an_error(term):
 
 def test_repetition_by_hand():
     # 10 words, 7 four-grams: "a b c d", "b c d a", "c d a b", "d a b c", then three again
-    assert ngram_repetition(tokenize("a b c d a b c d a b")) == pytest.approx(
+    assert ngram_repetition(tokenize("a b c d a b c d a b"), PAPER) == pytest.approx(
         0.7 * (3 / 7 - 0.08) + 0.3 * (3 / 7)
     )
     story = "a b c d a b c d a b"
@@ -141,14 +141,16 @@ def test_repetition_by_hand():
 def test_repetition_far_away_is_not_local():
     story = f"a b c d {distinct(100)} a b c d"
     num_grams = 108 - 3
-    assert ngram_repetition(tokenize(story)) == pytest.approx(0.7 * max(0, 1 / num_grams - 0.08))
+    assert ngram_repetition(tokenize(story), PAPER) == pytest.approx(
+        0.7 * max(0, 1 / num_grams - 0.08)
+    )
     assert self_repetition(story, PAPER) == 0.0  # 1 % is within the free 8 %
 
 
 def test_repeated_lines_by_hand():
     story = f"{distinct(8)}\n\n{distinct(8, 100)}\n  {distinct(8)}  \n"
     tokens = tokenize(story)
-    expected = 0.8 * ngram_repetition(tokens) + 0.4 / 3
+    expected = 0.8 * ngram_repetition(tokens, PAPER) + 0.4 / 3
     assert self_repetition(story, PAPER) == pytest.approx(expected)
 
 
@@ -158,33 +160,35 @@ def test_no_repetition(story):
 
 
 def test_windows_forget_what_is_far_but_not_copied_lines():
-    windowed = RewardConfig(repetition_scope="windowed")
+    windowed = RewardConfig(repetition_scope="windowed_mean")
     paragraph = distinct(400)
     story = f"{paragraph}\n{distinct(2000, 1000)}\n{paragraph}"
-    assert max(windowed_repetition(story)) == 0.0
+    assert max(windowed_repetition(story, PAPER)) == 0.0
     assert self_repetition(story, windowed) == pytest.approx(0.4 / 3)
     assert self_repetition(story, PAPER) > self_repetition(story, windowed)
 
 
 def test_windowed_is_the_mean_over_windows():
-    windowed = RewardConfig(repetition_scope="windowed")
+    windowed = RewardConfig(repetition_scope="windowed_mean")
     story = distinct(1000) + " " + "a b c d " * 125  # 1,500 words: windows 0-1000 and 500-1500
-    rates = windowed_repetition(story)
+    rates = windowed_repetition(story, PAPER)
     assert len(rates) == 2
     assert rates[0] == 0.0
-    assert rates[1] == pytest.approx(ngram_repetition(tokenize(" ".join(story.split()[500:]))))
+    assert rates[1] == pytest.approx(
+        ngram_repetition(tokenize(" ".join(story.split()[500:])), PAPER)
+    )
     assert self_repetition(story, windowed) == pytest.approx(0.8 * rates[1] / 2)
 
 
 def test_one_window_equals_the_whole_story():
     story = "a b c d e " * 50
-    windowed = RewardConfig(repetition_scope="windowed")
+    windowed = RewardConfig(repetition_scope="windowed_mean")
     assert self_repetition(story, windowed) == self_repetition(story, PAPER)
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c", "\n", "."]), max_size=300), st.booleans())
 def test_repetition_is_bounded(words, windowed):
-    config = RewardConfig(repetition_scope="windowed" if windowed else "story")
+    config = RewardConfig(repetition_scope="windowed_mean" if windowed else "story")
     assert 0 <= self_repetition(" ".join(words), config) <= 1.5
 
 

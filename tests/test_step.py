@@ -81,6 +81,8 @@ def _config(**overrides: str) -> Config:
         "temperature": "0.8",
         "repetition_penalty": "1.0",
         "packing.max_tokens_per_microbatch": "400",
+        "max_prompt_length": "100",
+        "max_completion_length": "64",
         "reward.function": "given:by_the_script",
         "hri.num_judge_samples": "1",
         "judge.max_failed_fraction": "0.9",

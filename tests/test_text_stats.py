@@ -71,8 +71,8 @@ def test_local_share_looks_back_as_far_as_it_should(items, reach, share):
 
 def test_local_share_at_the_edge_of_64():
     items = [*range(64), 0]  # exactly 64 before
-    assert local_repeated_share(items) == pytest.approx(1 / 65)
-    assert local_repeated_share([*range(65), 0]) == 0.0
+    assert local_repeated_share(items, 64) == pytest.approx(1 / 65)
+    assert local_repeated_share([*range(65), 0], 64) == 0.0
 
 
 def test_local_share_equals_the_definition():
@@ -104,4 +104,4 @@ def test_windows_cover_every_word(num_words):
 
 @given(st.lists(st.integers(0, 5), max_size=200))
 def test_shares_are_bounded_and_local_is_at_most_global(items):
-    assert 0 <= local_repeated_share(items) <= repeated_share(items) + 1e-12 < 1
+    assert 0 <= local_repeated_share(items, 64) <= repeated_share(items) + 1e-12 < 1

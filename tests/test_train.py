@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from tests.runs import SMALL, exact, metrics_of, train
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps on the embedded model, with every checkpoint kept."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    assert train(run, max_steps=4, data__eval_fraction=0.1, eval_on_end="true") == 0
+    assert train(run, max_steps=4, data__eval_fraction=0.2, eval_on_end="true") == 0
     return run
 
 
@@ -105,7 +106,7 @@ def test_polaris_generate_writes_a_story_with_it(
 def test_a_resumed_run_repeats_the_same_numbers_bit_for_bit(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     _copy_until(finished, run, step=2)
-    assert train(run, max_steps=4, data__eval_fraction=0.1, resume_from_checkpoint=run) == 0
+    assert train(run, max_steps=4, data__eval_fraction=0.2, resume_from_checkpoint=run) == 0
     assert exact(run) == exact(finished)
     a, b = (torch.load(r / "checkpoint-4/engine.pt", weights_only=True) for r in (run, finished))
     for name, state in a["optimizer"]["state"].items():
@@ -119,7 +120,7 @@ def test_a_stopped_run_goes_on_where_it_was(
     finished: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"
-    settings = SMALL | {"output_dir": str(run), "max_steps": "4", "data.eval_fraction": "0.1"}
+    settings = SMALL | {"output_dir": str(run), "max_steps": "4", "data.eval_fraction": "0.2"}
     command = [sys.executable, "-m", "polaris_fast.train"]
     process = subprocess.Popen(
         [*command, *(f"--{k}={v}" for k, v in settings.items())],
@@ -133,7 +134,7 @@ def test_a_stopped_run_goes_on_where_it_was(
     if number is signal.SIGINT:
         assert process.returncode in (0, 130) and "Traceback" not in output
         assert (run / "report.html").is_file()
-    assert train(run, max_steps=4, data__eval_fraction=0.1, resume_from_checkpoint=run) == 0
+    assert train(run, max_steps=4, data__eval_fraction=0.2, resume_from_checkpoint=run) == 0
     assert exact(run) == exact(finished)
     assert not list(run.glob(".checkpoint*"))
 
@@ -165,7 +166,7 @@ def test_a_folder_of_text_files_is_enough_data(tmp_path: Path) -> None:
         {"scale_rewards": "batch"},
         {"scale_rewards": "none", "loss_type": "dr_grpo"},
         {"hri__mode": "luffy"},
-        {"hri__mode": "'off'"},
+        {"hri__mode": "off"},
         {"hri__fixed_reward": 1.0},
         {"loss_type": "gspo", "num_iterations": 2},
         {"deterministic": "false"},
@@ -183,7 +184,7 @@ def test_every_switch_trains_a_step(finished: Path, tmp_path: Path, settings: An
         assert line["ratio/max"] > 1.0
     if "beta" in settings:
         assert line["kl"] > 0
-    if settings.get("hri__mode") == "'off'":
+    if settings.get("hri__mode") == "off":
         assert "hri/gap" not in line
     if "zero_spread_resample_rounds" in settings:
         assert line["groups/dropped_zero_spread"] == 4 and line["groups/trained"] == 0
@@ -213,6 +214,10 @@ def test_a_users_own_reward_replaces_the_judge(
         ({"judge.base_url": "http://127.0.0.1:9/v1"}, "judge.base_url"),
         ({"reward.function": "nowhere:f"}, "reward.function"),
         ({"resume_from_checkpoint": "./nothing"}, "resume_from_checkpoint: no such folder"),
+        ({"resume_from_checkpoint": __file__}, "resume_from_checkpoint: no such folder"),
+        ({"data.length_sentence": "'{words} {x}'"}, "length_sentence must contain '{words}'"),
+        ({"max_steps": "0"}, "max_steps must be -1 or at least 1"),
+        ({"data.thinking": "true"}, "hri.missing_reasoning: record"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
@@ -228,6 +233,60 @@ def test_bad_input_is_one_line_and_exit_status_2(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and "Traceback" not in error
     assert time.perf_counter() - start < 20
+
+
+def test_a_second_run_never_mixes_with_the_first(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = exact(finished)
+    assert train(finished, max_steps=1) == 2
+    assert "holds another run's steps" in capsys.readouterr().err
+    assert exact(finished) == before and len(list_checkpoints(finished)) == 4
+
+
+def test_resuming_from_an_earlier_checkpoint_keeps_the_new_work(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    resumed = main(
+        [
+            "train",
+            f"--resume_from_checkpoint={run / 'checkpoint-1'}",
+            "--max_steps=2",
+            "--save_total_limit=1",
+        ]
+    )
+    assert resumed == 0
+    assert [p.name for p in list_checkpoints(run)] == ["checkpoint-2"]
+    assert sorted(p.name for p in (run / "superseded").iterdir()) == [
+        f"checkpoint-{n}" for n in (2, 3, 4)
+    ]
+    assert exact(run) == exact(finished)[:2]
+    assert main(["generate", "--model", str(run), "--prompt", "The sea.", "--words", "5"]) == 0
+
+
+def test_a_resumed_run_keeps_its_own_settings_and_refuses_others(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    _copy_until(finished, run, step=2)
+    resume = ["train", f"--resume_from_checkpoint={run}"]
+    assert main([*resume, "--seed=9"]) == 2
+    assert "seed: the run in" in capsys.readouterr().err
+    assert main([*resume, "--max_steps=3", "--learning_rate=5e-5"]) == 0
+    lines = metrics_of(run)
+    assert [line["learning_rate"] for line in lines] == [1e-3, 1e-3, 5e-5]
+    assert exact(finished)[2]["reward"] == lines[2]["reward"]
+
+
+def test_the_latest_link_can_be_resumed_and_stays_a_link(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (tmp_path / "latest").symlink_to("run")
+    latest = tmp_path / "latest"
+    assert main(["train", f"--resume_from_checkpoint={latest}", "--max_steps=5"]) == 0
+    assert latest.resolve() == run and len(metrics_of(latest)) == 5
 
 
 def test_dry_run_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,8 +317,6 @@ def test_a_training_that_wanders_off_is_refused_not_applied(
 
 def _copy_until(source: Path, run: Path, step: int) -> None:
     """The folder as a kill after `step` and before the next checkpoint would leave it."""
-    import shutil
-
     shutil.copytree(source, run, ignore=shutil.ignore_patterns("checkpoint-3", "checkpoint-4"))
     (run / ".checkpoint-3.partial").mkdir()
     with (run / "metrics.jsonl").open("a") as file:

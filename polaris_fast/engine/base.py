@@ -19,6 +19,7 @@ class UpdateResult:
 
     grad_norm: float  # before clipping; not finite when the gradients are not
     skipped: str | None  # why the guard refused it: "non_finite", "exploding", or None
+    learning_rate: float = 0.0  # of this update
 
 
 class Engine(Protocol):
@@ -31,12 +32,8 @@ class Engine(Protocol):
         """Where packed batches must be."""
         ...
 
-    def logps(self, batch: PackedBatch) -> torch.Tensor:
-        """Log-probs of the batch's targets under the current weights, no gradient: (N,) fp32."""
-        ...
-
     def ref_logps(self, batch: PackedBatch) -> torch.Tensor:
-        """The same under the frozen reference model: (N,) fp32."""
+        """Log-probs of the batch's targets under the frozen reference, no gradient: (N,) fp32."""
         ...
 
     def backward(self, batch: PackedBatch, rows: LossRows) -> GRPOLossOutput:
@@ -47,8 +44,8 @@ class Engine(Protocol):
         """Scale the gradients, clip, guard, step, schedule, and clear them."""
         ...
 
-    def skip_update(self) -> None:
-        """Advance the schedule by one update without touching the weights."""
+    def skip_updates(self, count: int) -> None:
+        """Advance the schedule by `count` updates without touching the weights."""
         ...
 
     def discard_gradients(self) -> None:

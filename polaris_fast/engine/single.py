@@ -55,7 +55,7 @@ class SingleEngine:
         self.scheduler = get_scheduler(
             config.lr_scheduler_type,
             self.optimizer,
-            num_warmup_steps=config.warmup_steps,
+            num_warmup_steps=config.warmup_steps * config.num_iterations,
             num_training_steps=total_updates,
         )
         self.guard = UpdateGuard(config.guard)
@@ -69,9 +69,6 @@ class SingleEngine:
     def learning_rate(self) -> float:
         """Learning rate of the next update."""
         return float(self.scheduler.get_last_lr()[0])
-
-    def logps(self, batch: PackedBatch) -> torch.Tensor:
-        return self._logps(self.model, batch)
 
     def ref_logps(self, batch: PackedBatch) -> torch.Tensor:
         assert self.reference is not None
@@ -91,7 +88,7 @@ class SingleEngine:
         return out
 
     def update(self, grad_scale: float) -> UpdateResult:
-        masters = self.weights.masters
+        masters, learning_rate = self.weights.masters, self.learning_rate
         if grad_scale != 1.0:
             for master in masters:
                 if master.grad is not None:
@@ -101,15 +98,16 @@ class SingleEngine:
         if skipped is None:
             self.optimizer.step()
             self.weights.publish()
-        self.skip_update()  # the schedule follows the count of updates, refused ones too
+        self.skip_updates(1)  # the schedule follows the count of updates, refused ones too
         self.optimizer.zero_grad(set_to_none=True)
-        return UpdateResult(grad_norm=norm, skipped=skipped)
+        return UpdateResult(grad_norm=norm, skipped=skipped, learning_rate=learning_rate)
 
-    def skip_update(self) -> None:
+    def skip_updates(self, count: int) -> None:
         with warnings.catch_warnings():
             # torch warns when the run's very first update is one that was refused.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler")
-            self.scheduler.step()
+            for _ in range(count):
+                self.scheduler.step()
 
     def discard_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -132,10 +130,22 @@ class SingleEngine:
         )
 
     def load(self, folder: Path) -> None:
-        """Optimizer, schedule, guard and masters; the weights were loaded with the model."""
+        """Optimizer moments, schedule position, guard and masters; weights came with the model.
+
+        Rates and coefficients are the configuration's, so that they can be changed on resume.
+        """
+        settings = [
+            {k: v for k, v in group.items() if k not in ("params", "lr")}
+            for group in self.optimizer.param_groups
+        ]
         state = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        position = state["scheduler"]["last_epoch"]
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own, lr=self.config.learning_rate)
+            group["initial_lr"] = self.config.learning_rate
+        self.scheduler.last_epoch = position - 1
+        self.skip_updates(1)
         self.guard.load_state_dict(state["guard"])
         with torch.no_grad():
             for i, master in state["masters"].items():

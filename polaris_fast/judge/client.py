@@ -106,7 +106,7 @@ class JudgeClient:
             "messages": messages,
             "temperature": config.temperature,
             "top_p": config.top_p,
-            "max_tokens": max_tokens,
+            config.max_tokens_parameter: max_tokens,
         }
         if config.response_format == "json_schema":
             schema = {

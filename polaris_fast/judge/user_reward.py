@@ -89,7 +89,7 @@ class UserReward:
                 values = await loop.run_in_executor(
                     self._executor, lambda: self._function(**arguments)
                 )
-        except Exception as error:  # whatever a user's code raises is a failed row, not a crash
+        except (Exception, SystemExit) as error:  # whatever a user's code raises fails a row only
             return Failed(f"{self._spec} raised {type(error).__name__}: {error}", "user_error")
         return self._read(values)
 

@@ -48,6 +48,7 @@ def load_causal_lm(
             f"model_name_or_path: {str(path)!r} has a config but no loadable causal-LM weights "
             f"({_first_line(error)}); give a complete Hugging Face causal-LM folder or hub id"
         ) from error
+    _make_saveable(model)
     model.to(torch.device(device))
     return prepare_model(model, attn_implementation=attn_implementation).eval()
 
@@ -111,6 +112,16 @@ def read_config(path: str) -> PreTrainedConfig:
             f"model_name_or_path: cannot read the config of {path!r} "
             f"({_first_line(error)}); {remedy}"
         ) from error
+
+
+def _make_saveable(model: PreTrainedModel) -> None:
+    """Some published models sample by settings that `do_sample: false` forbids to save."""
+    generation = model.generation_config
+    try:
+        if generation is not None:
+            generation.validate(strict=True)
+    except ValueError:
+        generation.do_sample = True
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

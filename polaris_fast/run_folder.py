@@ -1,0 +1,120 @@
+"""The folder of a run: a new one, or the one a resumed run goes on in; never a mixture of two."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .checkpoint import list_checkpoints
+from .config import Config, dump_config
+from .metrics import METRICS_FILE, read_metrics
+from .story_log import drop_stories_after
+from .types import UserError
+
+CONFIG_FILE = "config.yaml"
+# What a resumed run must share with the run it goes on with: its rows depend on them.
+_FIXED = (
+    "model_name_or_path",
+    "seed",
+    "dtype",
+    "prompts_per_step",
+    "num_generations",
+    "data",
+    "embedded",
+)
+
+
+def choose_run_dir(config: Config, checkpoint: Path | None) -> Path:
+    """`output_dir`, else the resumed run's own folder, else runs/<date and time>."""
+    if config.output_dir is not None:
+        return Path(config.output_dir).resolve()
+    if checkpoint is not None:
+        return checkpoint.resolve().parent
+    return (Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")).resolve()
+
+
+def check_unused(run_dir: Path) -> None:
+    """Refuse to start a new run where another has left its work.
+
+    Raises:
+        UserError: the folder holds finished steps or checkpoints.
+    """
+    if read_metrics(run_dir / METRICS_FILE) or (run_dir.is_dir() and list_checkpoints(run_dir)):
+        raise UserError(
+            f"output_dir: {run_dir} holds another run's steps; go on with it by "
+            f"--resume_from_checkpoint {run_dir}, or give another output_dir"
+        )
+
+
+def check_same_run(config: Config, checkpoint: Path) -> None:
+    """Refuse to resume under settings that would make it another run.
+
+    Raises:
+        UserError: names the first setting that differs, both values and the remedy.
+    """
+    path = checkpoint.parent / CONFIG_FILE
+    if not path.is_file():
+        return
+    stored, now = yaml.safe_load(path.read_text()), config.model_dump(mode="json")
+    for key in _FIXED:
+        before, after = stored.get(key), now[key]
+        if isinstance(after, dict) and isinstance(before, dict):
+            differing = [k for k in after if before.get(k) != after[k]]
+            if differing:
+                key, before, after = f"{key}.{differing[0]}", before.get(differing[0]), None
+                after = now[key.split(".")[0]][differing[0]]
+        if before != after:
+            raise UserError(
+                f"{key}: the run in {checkpoint.parent} has {before!r}, this one {after!r}; resume "
+                f"with the run's own {path}, or start a new run from the checkpoint by "
+                f"--model_name_or_path {checkpoint}"
+            )
+
+
+def open_run(run_dir: Path, config: Config) -> None:
+    """Make the folder, write the resolved configuration, and point `latest` at it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    # Where it lies and what it goes on from are facts of a command: the folder can be moved.
+    written = config.model_copy(update={"resume_from_checkpoint": None, "output_dir": None})
+    (run_dir / CONFIG_FILE).write_text(dump_config(written))
+    _point_latest(run_dir)
+
+
+def forget_after(run_dir: Path, step: int) -> list[str]:
+    """Put aside what a resumed run will do again; returns the names of the checkpoints moved.
+
+    Later checkpoints go to `superseded/`, so that "the newest" is the resumed run's own.
+    """
+    drop_stories_after(run_dir, step)
+    (run_dir / "eval-end.json").unlink(missing_ok=True)
+    later = [p for p in list_checkpoints(run_dir) if int(p.name.rpartition("-")[2]) > step]
+    for checkpoint in later:
+        aside = run_dir / "superseded" / checkpoint.name
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        checkpoint.rename(aside)
+    return [p.name for p in later]
+
+
+def write_summary(run_dir: Path, **facts: Any) -> None:
+    """`summary.json`: how the run ended."""
+    (run_dir / "summary.json").write_text(json.dumps(facts))
+
+
+def _point_latest(run_dir: Path) -> None:
+    """latest -> this run, beside it, where links can be made."""
+    link = run_dir.parent / "latest"
+    if run_dir.name == link.name or (link.exists() and not link.is_symlink()):
+        return
+    draft = run_dir.parent / f".latest-{os.getpid()}"
+    try:
+        draft.symlink_to(run_dir.name)
+        draft.replace(link)
+    except OSError:
+        draft.unlink(missing_ok=True)
