@@ -24,6 +24,7 @@ from polaris_fast.stopping import StopFlag
 from polaris_fast.trainer import Trainer
 
 STEPS, LOW_S, HIGH_S = 6, 0.5, 3.0
+MAX_OVER_BOUND = 1.15
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def test_judge_overlap(benchmark: Any, tmp_path: Path, order: str) -> None:
         overlapped_over_bound=total.overlapped / total.bound,
         sequential_over_overlapped=total.sequential / total.overlapped,
     )
+    assert total.overlapped <= MAX_OVER_BOUND * total.bound
     print(
         f"\n{order}: a step's bound {total.bound / len(steps):.2f} s, overlapped "
         f"{total.overlapped / len(steps):.2f} s ({total.overlapped / total.bound:.2f}x the bound), "

@@ -57,7 +57,8 @@ def test_a_run_leaves_metrics_stories_checkpoints_and_a_report(finished: Path) -
     assert len(list_checkpoints(finished)) == 4
     assert "<svg" in (finished / "report.html").read_text()
     assert json.loads((finished / "summary.json").read_text())["status"] == "finished"
-    assert json.loads((finished / "eval-end.json").read_text())["num_prompts"] == 2
+    held_out = json.loads((finished / "eval-end.json").read_text())
+    assert held_out["num_stories"] == 4 * held_out["num_prompts"] == len(held_out["stories"]) > 0
     assert yaml.safe_load((finished / "config.yaml").read_text())["max_steps"] == 4
 
 
