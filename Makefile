@@ -4,12 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install train check test bench gpu debug clean
+.PHONY: install train check test bench gpu debug kernels-report clean
 
 install: $(STAMP)
 
 # torch is pinned first, so that no later requirement pulls another build of it.
-$(STAMP): pyproject.toml setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.py csrc/cpu/*)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %s; set PYTHON=python3.11" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -34,6 +34,9 @@ bench: $(STAMP)
 
 gpu: $(STAMP)
 	$(BIN)/python -m benchmarks.gpu
+
+kernels-report: $(STAMP)
+	$(BIN)/python -m polaris_kernels.backends.triton_report
 
 debug: $(STAMP)
 	$(BIN)/python -m polaris_fast.train --config debug

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .autograd import LOGP_OUTPUTS
+from .backends import get_backend
 from .backends.base import Statistics
 from .backends.chunks import finish
 from .backends.row_pass import (
@@ -45,6 +46,8 @@ class _Problem:
     kept: Tensor | None
     """(K,) 0 where a row's content must not matter"""
     inplace: bool
+    kernels: Any
+    """the backend's pass over rows of logits; None: torch ops"""
 
     def load(self, flat: Tensor, block: slice, z: Tensor) -> None:
         """z (rows, V) = the block's logits / temperature, in z's dtype."""
@@ -74,6 +77,7 @@ def selective_logps(
     return_entropy: bool = False,
     return_lse: bool = False,
     inplace: bool = False,
+    backend: str | None = None,
 ) -> TokenLogps:
     """log softmax(logits / temperature)[target] of each token, differentiable.
 
@@ -85,6 +89,7 @@ def selective_logps(
         return_lse: also logsumexp(logits / temperature), differentiable.
         inplace: let backward write the gradient over the logits: no second (N, V) tensor. An
             operation that needs these logits in its own backward (a softcap) then raises.
+        backend: name of a backend; None: the environment's or the device's.
     """
     shape = targets.shape
     flat, positions = _flatten(logits, targets, "selective_logps")
@@ -97,6 +102,7 @@ def selective_logps(
         ),
         kept=None,
         inplace=inplace,
+        kernels=_kernels(logits.device, backend),
     )
     asked = {"logp": True, "entropy": return_entropy, "lse": return_lse}
     outputs = tuple(name for name in LOGP_OUTPUTS if asked[name])
@@ -114,6 +120,7 @@ def grpo_loss(
     loss_fn: LossFn | None = None,
     temperature: float | Tensor = 1.0,
     inplace: bool = False,
+    backend: str | None = None,
 ) -> GRPOLossOutput:
     """The loss of `linear_grpo_loss`, from logits.
 
@@ -123,7 +130,7 @@ def grpo_loss(
         rows: the loss's inputs; `LossRows.from_padded` makes them from (B, L) tensors.
         spec, loss_fn: as in `linear_grpo_loss`; `loss_fn` gets all tokens at once.
         temperature: as in `selective_logps`.
-        inplace: as in `selective_logps`.
+        inplace, backend: as in `selective_logps`.
     """
     caller = "grpo_loss"
     if spec is not None and loss_fn is not None:
@@ -152,6 +159,7 @@ def grpo_loss(
         temperature=per_token,
         kept=view.kept,
         inplace=inplace,
+        kernels=_kernels(logits.device, backend),
     )
     objective = build_objective(spec, loss_fn, True, view)
     found: dict[str, Any] = {}
@@ -172,9 +180,8 @@ class _LogpsFunction(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.problem, ctx.outputs = problem, outputs
-        ctx.rows = _statistics(problem, flat.detach())
+        ctx.rows, statistics = _statistics(problem, flat.detach())
         ctx.save_for_backward(flat)
-        statistics = finish(ctx.rows)
         return tuple(getattr(statistics, name) for name in outputs)
 
     @staticmethod
@@ -193,8 +200,7 @@ class _LossFunction(torch.autograd.Function):
         ctx: Any, problem: _Problem, objective: Any, found: dict[str, Any], flat: Tensor
     ) -> Tensor:
         ctx.problem = problem
-        ctx.rows = _statistics(problem, flat.detach())
-        statistics = finish(ctx.rows)
+        ctx.rows, statistics = _statistics(problem, flat.detach())
         everything = slice(0, statistics.logp.shape[0])
         ctx.known = objective.gradients(everything, statistics.logp, statistics.entropy)
         loss, found["metrics"] = objective.finish(statistics.logp, statistics.entropy)
@@ -211,7 +217,17 @@ class _LossFunction(torch.autograd.Function):
         return None, None, None, _gradient(ctx.problem, flat.detach(), ctx.rows, scaled)
 
 
-def _statistics(problem: _Problem, flat: Tensor) -> RowStatistics:
+def _kernels(device: torch.device, backend: str | None) -> Any:
+    return getattr(get_backend(device, backend), "logits_pass", None)
+
+
+def _statistics(problem: _Problem, flat: Tensor) -> tuple[Any, Statistics]:
+    """What `_gradient` wants to see again, and the statistics of the K tokens."""
+    if problem.kernels is not None:
+        state = problem.kernels.statistics(
+            flat, problem.targets, problem.temperature, problem.positions, problem.kept
+        )
+        return state, state.statistics
     K, V = problem.targets.shape[0], flat.shape[1]
     like = flat.new_empty(0, dtype=accumulation_dtype(flat.dtype))
     rows = RowStatistics.empty(K, like)
@@ -221,13 +237,13 @@ def _statistics(problem: _Problem, flat: Tensor) -> RowStatistics:
             z, spare = buffer[: block.stop - block.start], scratch[: block.stop - block.start]
             problem.load(flat, block, z)
             reduce_block(z, spare, problem.targets[block], rows[block], keep="exp")
-    return rows
+    return rows, finish(rows)
 
 
-def _gradient(
-    problem: _Problem, flat: Tensor, rows: RowStatistics, known: TokenGradients
-) -> Tensor:
+def _gradient(problem: _Problem, flat: Tensor, rows: Any, known: TokenGradients) -> Tensor:
     """(M, V) d loss / d logits, in the logits' own memory when the problem says so."""
+    if problem.kernels is not None:
+        return problem.kernels.gradient(flat, rows, known, inplace=problem.inplace)
     K, V = problem.targets.shape[0], flat.shape[1]
     acc = accumulation_dtype(flat.dtype)
     out = flat if problem.inplace else torch.zeros_like(flat)

@@ -9,6 +9,8 @@ from torch.distributed.fsdp import fully_shard
 
 from polaris_kernels import FusedHead, LossRows, LossSpec, linear_grpo_loss, linear_logps
 
+pytestmark = pytest.mark.usefixtures("cpu_backend")
+
 
 @pytest.fixture
 def head():

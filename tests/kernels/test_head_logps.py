@@ -10,6 +10,8 @@ from polaris_kernels.testing import no_worse_than_torch
 
 from .cases import Head, assert_close, grads, make_head
 
+pytestmark = pytest.mark.usefixtures("cpu_backend")
+
 OUTPUTS = ("logps", "entropy", "lse")
 EVERYTHING = {"return_entropy": True, "return_lse": True}
 # a few rows of logits at a time: many chunks, the last one shorter

@@ -23,6 +23,8 @@ from polaris_kernels.testing import no_worse_than_torch
 
 from .cases import Head, as_float32, assert_close, grads, make_head, make_rows, reference_loss
 
+pytestmark = pytest.mark.usefixtures("cpu_backend")
+
 NEEDED = {"cispo": {"epsilon_high": 1.3}, "dr_grpo": {"max_completion_length": 20}}
 
 

@@ -4,11 +4,14 @@
 backend that was asked for and is not there is an error, never another one in silence.
 """
 
+import logging
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 
+from . import native_library
 from .base import HeadBackend, Statistics
 from .torch_chunked import TorchBackend
 
@@ -16,10 +19,34 @@ __all__ = ["HeadBackend", "Statistics", "active_backend", "available_backends", 
 
 ENVIRONMENT_KEY = "POLARIS_KERNELS_BACKEND"
 
+log = logging.getLogger("polaris_kernels")
+
+
+def _native() -> HeadBackend:
+    from .native import NativeBackend
+
+    return NativeBackend()
+
+
+def _triton(name: str, *, drops_rows: bool) -> HeadBackend:
+    # Triton takes a second to import and reads its environment when it is
+    from .triton_chunked import TritonBackend
+
+    return TritonBackend(name, drops_rows=drops_rows)
+
+
 _FACTORIES: dict[str, Callable[[], HeadBackend]] = {TorchBackend.name: lambda: TorchBackend()}
-# first name that serves the device wins
-_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("torch",), "cuda": ("torch",)}
+if native_library.PATH.exists():
+    _FACTORIES["native"] = _native
+if find_spec("triton") is not None:
+    _FACTORIES["triton"] = lambda: _triton("triton", drops_rows=False)
+    # waits for the device once a chunk, so nobody gets it without asking
+    _FACTORIES["triton_compact"] = lambda: _triton("triton_compact", drops_rows=True)
+# First available name that serves the device wins. On the CPU `native` is taken by name only until
+# it has been measured ahead of torch on an idle machine at every shape and thread count.
+_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("torch", "native"), "cuda": ("triton", "torch")}
 _instances: dict[str, HeadBackend] = {}
+_chosen: dict[str, HeadBackend] = {}
 
 
 def available_backends() -> tuple[str, ...]:
@@ -38,12 +65,42 @@ def get_backend(device: torch.device, name: str | None = None) -> HeadBackend:
     if name is None and (name := os.environ.get(ENVIRONMENT_KEY) or None):
         source = ENVIRONMENT_KEY
     if name is None:
-        name = _PREFERENCE.get(device.type, ("torch",))[0]
+        return _first_choice(device.type)
     if name not in _FACTORIES:
+        hint = f"; {native_library.REBUILD}" if name == "native" else ""
         raise ValueError(
             f"polaris_kernels: {source} asks for backend {name!r}, which is not available here; "
-            f"available: {', '.join(_FACTORIES)}"
+            f"available: {', '.join(_FACTORIES)}{hint}"
         )
+    if name == "native" and device.type != "cpu":
+        raise ValueError(
+            f"polaris_kernels: {source} asks for backend 'native', which runs on the CPU only, for "
+            f"tensors on {device}; move them or choose another backend"
+        )
+    return _instance(name)
+
+
+def _instance(name: str) -> HeadBackend:
     if name not in _instances:
         _instances[name] = _FACTORIES[name]()
     return _instances[name]
+
+
+def _first_choice(device_type: str) -> HeadBackend:
+    """The first backend in the device's preference that works; what it replaces is logged, once."""
+    if device_type not in _chosen:
+        skipped = ""
+        for name in _PREFERENCE.get(device_type, ("torch",)):
+            if name == "native" and name not in _FACTORIES:
+                skipped = f" ({native_library.PATH.name} is missing: {native_library.REBUILD})"
+            if name not in _FACTORIES:
+                continue
+            try:
+                _chosen[device_type] = _instance(name)
+            except native_library.LibraryError as error:
+                skipped = f" ({error})"
+                continue
+            level = logging.WARNING if skipped else logging.INFO
+            log.log(level, "head on %s: %s backend%s", device_type, name, skipped)
+            break
+    return _chosen[device_type]

@@ -18,7 +18,7 @@ _STREAM_COLUMNS = 4096
 
 def chunks(problem: HeadProblem, buffers: int = 1) -> list[slice]:
     """Token slices of even size whose logits (`buffers` copies) fit the byte budget."""
-    return _even_slices(problem.num_tokens, _rows_that_fit(problem, problem.vocab_size, buffers))
+    return even_slices(problem.num_tokens, _rows_that_fit(problem, problem.vocab_size, buffers))
 
 
 def buffer_shapes(problem: HeadProblem, tokens: slice) -> tuple[tuple[int, int], ...]:
@@ -70,9 +70,9 @@ def reduce_chunk(
 def stream(problem: HeadProblem, rows: RowStatistics) -> None:
     """Statistics of all tokens over vocabulary tiles: W is read once for many tokens."""
     V, device = problem.vocab_size, problem.hidden.device
-    tiles = _even_slices(V, _STREAM_COLUMNS)
+    tiles = even_slices(V, _STREAM_COLUMNS)
     width = max(t.stop - t.start for t in tiles)
-    for tokens in _even_slices(problem.num_tokens, _rows_that_fit(problem, width, 1)):
+    for tokens in even_slices(problem.num_tokens, _rows_that_fit(problem, width, 1)):
         C = tokens.stop - tokens.start
         hidden, prescaled = _prescaled(problem, tokens)
         total = rows[tokens]
@@ -147,7 +147,8 @@ def _rows_that_fit(problem: HeadProblem, width: int, buffers: int) -> int:
     return max(1, problem.chunk_bytes // max(row_bytes, 1))
 
 
-def _even_slices(total: int, largest: int) -> list[slice]:
+def even_slices(total: int, largest: int) -> list[slice]:
+    """As few slices of 0..total as can be, none longer than `largest`, all about as long."""
     if total == 0:
         return []
     count = -(-total // largest)

@@ -1,0 +1,103 @@
+"""Compile csrc/cpu into one shared library: `python csrc/build.py` puts it into the checkout.
+
+Only the standard library is used, so that setup.py can call it under build isolation. The compiler
+is `CXX`, else Python's own, else c++, g++ or clang++.
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parent / "cpu"
+LIBRARY = "libpolaris_cpu.so"
+IN_PLACE = SOURCES.parent.parent / "kernels" / "polaris_kernels" / LIBRARY
+
+FLAGS = (
+    "-std=c++17 -O3 -fPIC -fno-exceptions -fno-rtti -fvisibility=hidden -fno-math-errno "
+    "-ffp-contract=off -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized"
+).split()
+# nothing here may run before the dispatcher has asked the CPU
+LEVEL_FLAGS = {
+    "level_avx2": "-mavx2 -mfma -mf16c".split(),
+    "level_avx512": (
+        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512"
+    ).split(),
+}
+
+
+class BuildError(Exception):
+    """No compiler, or one that does not take the sources; the message says which and why."""
+
+
+def is_x86() -> bool:
+    """True where the AVX levels are built."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def find_compiler() -> list[str]:
+    """The compiler's command line."""
+    if wanted := os.environ.get("CXX"):
+        command = shlex.split(wanted)
+        if shutil.which(command[0]) is None:
+            raise BuildError(f"CXX={wanted} is not there")
+        return command
+    configured = shlex.split(sysconfig.get_config_var("CXX") or "")[:1]
+    for name in (*configured, "c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise BuildError("no C++ compiler found (c++, g++, clang++); set CXX or install one")
+
+
+def build(target: Path) -> Path:
+    """Compile and link `target`, replacing it only when all went well."""
+    compiler = find_compiler()
+    names = ["dispatch", "level_portable", *(LEVEL_FLAGS if is_x86() else ())]
+    flags = [*FLAGS, *(["-DPK_X86"] if is_x86() else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        openmp = ["-fopenmp"] if _accepts(compiler, "-fopenmp", Path(folder)) else []
+        if not openmp:
+            print(f"polaris: {compiler[0]} takes no -fopenmp: one thread only", file=sys.stderr)
+        objects = [str(Path(folder) / f"{name}.o") for name in names]
+        jobs = [
+            [*compiler, *flags, *openmp, *LEVEL_FLAGS.get(name, ()), "-c",
+             str(SOURCES / f"{name}.cpp"), "-o", out]
+            for name, out in zip(names, objects, strict=True)
+        ]  # fmt: skip
+        _run_together(jobs)
+        made = Path(folder) / LIBRARY
+        _run_together([[*compiler, "-shared", *openmp, *objects, "-o", str(made)]])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # in the target's folder, so that the replacement is atomic
+        staged = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        shutil.copy2(made, staged)
+        os.replace(staged, target)
+    return target
+
+
+def _accepts(compiler: list[str], flag: str, folder: Path) -> bool:
+    probe = folder / "probe.cpp"
+    probe.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
+    command = [*compiler, flag, str(probe), "-o", str(folder / "probe")]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _run_together(commands: list[list[str]]) -> None:
+    pipe = subprocess.PIPE
+    running = [subprocess.Popen(c, stdout=pipe, stderr=subprocess.STDOUT) for c in commands]
+    outputs = [process.communicate()[0].decode(errors="replace") for process in running]
+    for command, process, output in zip(commands, running, outputs, strict=True):
+        if process.returncode:
+            raise BuildError(f"{shlex.join(command)}\nfailed with:\n{output[-4000:]}")
+
+
+if __name__ == "__main__":
+    try:
+        print(f"built {build(IN_PLACE)}")
+    except BuildError as error:
+        sys.exit(f"polaris: csrc/cpu was not built: {error}")

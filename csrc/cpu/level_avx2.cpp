@@ -1,0 +1,2 @@
+#define PK_LEVEL pk_avx2
+#include "rows.h"

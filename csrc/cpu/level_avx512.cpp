@@ -1,0 +1,2 @@
+#define PK_LEVEL pk_avx512
+#include "rows.h"

@@ -1,0 +1,2 @@
+#define PK_LEVEL pk_portable
+#include "rows.h"

@@ -1,0 +1,228 @@
+"""The compiled row pass (csrc/cpu) through ctypes: loading, version check, typed calls.
+
+Shapes: `C rows of logits . V columns`.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable
+from ctypes import c_char_p, c_double, c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..problem import HeadProblem
+from .row_pass import RowCoefficients, RowStatistics
+
+PATH = Path(__file__).resolve().parent.parent / "libpolaris_cpu.so"
+LEVEL_KEY = "POLARIS_KERNELS_CPU_LEVEL"
+REBUILD = "build it with `python csrc/build.py`, or install the package again"
+
+# PK_ABI_VERSION of csrc/cpu/row_pass.h
+ABI_VERSION = 1
+# the PK_* storage types there
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+
+
+class LibraryError(RuntimeError):
+    """The library is missing, stale or refuses; the message says what to do."""
+
+
+class _Logits(ctypes.Structure):
+    _fields_ = (
+        ("logits", c_void_p),
+        ("row_stride", c_int64),
+        ("num_rows", c_int64),
+        ("num_columns", c_int64),
+        ("targets", c_void_p),
+        ("target_offset", c_int64),
+        ("bias", c_void_p),
+        ("temperature", c_void_p),
+        ("temperature_all", c_double),
+        ("scale", c_double),
+        ("softcap", c_double),
+        ("dtype", c_int32),
+        ("rounds_logits", c_int32),
+        ("num_threads", c_int32),
+        ("reserved", c_int32),
+    )
+
+
+class _Statistics(ctypes.Structure):
+    _fields_ = tuple((n, c_void_p) for n in ("maximum", "sum_exp", "sum_z_exp", "target"))
+
+
+class _Gradient(ctypes.Structure):
+    _fields_ = (
+        ("rows", c_void_p),
+        ("num_listed", c_int64),
+        ("maximum", c_void_p),
+        ("alpha", c_void_p),
+        ("beta", c_void_p),
+        ("gamma", c_void_p),
+        ("out", c_void_p),
+        ("out_row_stride", c_int64),
+        ("out_dtype", c_int32),
+        ("reserved", c_int32),
+    )
+
+
+class NativeLibrary:
+    """The C functions of one shared library, on tensors."""
+
+    def __init__(self, path: Path = PATH) -> None:
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise LibraryError(
+                f"polaris_kernels: the native CPU library does not load: {error}; {REBUILD}"
+            ) from error
+        found = self._library.pk_abi_version()
+        if found != ABI_VERSION:
+            raise LibraryError(
+                f"polaris_kernels: {path.name} has ABI version {found} and this package needs "
+                f"{ABI_VERSION}: it was compiled from other sources; {REBUILD}"
+            )
+        self._library.pk_level.restype = c_char_p
+        self._pack_rows: Callable[..., int] = self._library.pk_pack_rows
+        self._library.pk_pack_rows.argtypes = (
+            c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int32,
+        )  # fmt: skip
+        self._library.pk_add_bf16.argtypes = (c_void_p, c_void_p, c_int64, c_int32)
+        if wanted := os.environ.get(LEVEL_KEY):
+            self.set_level(wanted)
+
+    @property
+    def level(self) -> str:
+        """The instruction set in use: avx512, avx2 or portable."""
+        return str(self._library.pk_level().decode())
+
+    def set_level(self, name: str) -> None:
+        """Use another instruction set from now on."""
+        if self._library.pk_set_level(name.encode()):
+            raise LibraryError(
+                f"polaris_kernels: the native CPU library has no level {name!r} for this CPU; "
+                f"levels are avx512, avx2 and portable (always there), from {LEVEL_KEY}"
+            )
+
+    def statistics(
+        self,
+        problem: HeadProblem,
+        z: Tensor,
+        tokens: slice,
+        columns: slice,
+        out: RowStatistics,
+        *,
+        accumulate: bool,
+    ) -> None:
+        """Reduce raw logits z (C, V) into `out`, merging with what is there if `accumulate`.
+
+        `out.target` gets the target's z itself, not its distance to the maximum.
+        """
+        given, keep = _describe(problem, z, tokens, columns)
+        parts = (out.maximum, out.sum_exp, out.sum_z_exp, out.target)
+        assert all(p.is_contiguous() and p.dtype == problem.acc_dtype for p in parts)
+        made = _Statistics(*(p.data_ptr() for p in parts))
+        self._call(
+            self._library.pk_statistics,
+            ctypes.byref(given), ctypes.byref(made), c_int32(accumulate),
+        )  # fmt: skip
+        del keep
+
+    def gradient(
+        self,
+        problem: HeadProblem,
+        z: Tensor,
+        tokens: slice,
+        maximum: Tensor,
+        coefficients: RowCoefficients,
+        *,
+        out: Tensor,
+        rows: Tensor | None = None,
+    ) -> None:
+        """Raw logits z (C, V) -> d loss / d raw logits in the same rows of `out`.
+
+        Args:
+            out: (C, V) of z's or a narrower dtype; may lie over z, row by row from its start.
+            rows: int64, ascending: the only rows to do.
+        """
+        given, keep = _describe(problem, z, tokens, slice(0, z.shape[1]))
+        parts = [
+            None if part is None else part.to(problem.acc_dtype).reshape(-1).contiguous()
+            for part in (maximum, coefficients.alpha, coefficients.beta, coefficients.gamma)
+        ]
+        assert out.shape == z.shape and out.stride(1) == 1
+        assert all(p is None or p.numel() == z.shape[0] for p in parts)
+        made = _Gradient(
+            _address(rows),
+            0 if rows is None else rows.numel(),
+            *map(_address, parts),
+            out.data_ptr(),
+            out.stride(0),
+            DTYPES[out.dtype],
+            0,
+        )
+        self._call(self._library.pk_gradient, ctypes.byref(given), ctypes.byref(made))
+        del keep, parts
+
+    def pack_rows(self, data: Tensor, rows: Tensor) -> None:
+        """data[:K] = data[rows] for ascending rows (K,), in place. data: (C, V), dense columns."""
+        assert data.stride(1) == 1
+        size = data.element_size()
+        self._call(
+            self._pack_rows,
+            data.data_ptr(),
+            data.stride(0) * size,
+            data.shape[1] * size,
+            rows.data_ptr(),
+            rows.numel(),
+            torch.get_num_threads(),
+        )
+
+    def add_bf16(self, total: Tensor, part: Tensor) -> None:
+        """total += part; contiguous float32 and bfloat16 of one shape."""
+        assert total.is_contiguous() and part.is_contiguous() and total.shape == part.shape
+        self._call(
+            self._library.pk_add_bf16,
+            total.data_ptr(), part.data_ptr(), part.numel(), torch.get_num_threads(),
+        )  # fmt: skip
+
+    def _call(self, function: Callable[..., int], *arguments: Any) -> None:
+        if function(*arguments):
+            raise LibraryError(f"polaris_kernels: {function.__name__} refused its arguments")
+
+
+def _describe(
+    problem: HeadProblem, z: Tensor, tokens: slice, columns: slice
+) -> tuple[_Logits, tuple[Tensor | None, ...]]:
+    """The C description of z, and the tensors that must outlive it."""
+    assert z.stride(1) == 1 and z.shape[0] == tokens.stop - tokens.start
+    targets = problem.targets[tokens].contiguous()
+    bias = None if problem.bias is None else problem.bias[columns].contiguous()
+    temperature = problem.temperature
+    per_token = None
+    if isinstance(temperature, Tensor):
+        per_token = temperature[tokens].contiguous()
+    given = _Logits(
+        logits=z.data_ptr(),
+        row_stride=max(z.stride(0), z.shape[1]),
+        num_rows=z.shape[0],
+        num_columns=z.shape[1],
+        targets=targets.data_ptr(),
+        target_offset=columns.start,
+        bias=_address(bias),
+        temperature=_address(per_token),
+        temperature_all=1.0 if isinstance(temperature, Tensor) else temperature,
+        scale=problem.logit_scale,
+        softcap=problem.softcap or 0.0,
+        dtype=DTYPES[z.dtype],
+        rounds_logits=problem.rounds_logits and z.dtype != torch.bfloat16,
+        num_threads=torch.get_num_threads(),
+    )
+    return given, (targets, bias, per_token)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

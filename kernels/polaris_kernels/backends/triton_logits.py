@@ -1,0 +1,97 @@
+"""The row kernels on logits that somebody else made: one read, then one read and one write.
+
+The kernels run over all M rows of the logits; a row that no token points at is never read and gets
+a zero gradient, so nothing is gathered, and nothing but the gradient is written.
+
+Shapes: `M rows of logits . K tokens (K <= M) . V vocab`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..objective import TokenGradients
+from .base import Statistics
+from .triton_launch import RowState, Scaling, check_device, row_gradients, row_statistics
+
+
+@dataclass(frozen=True)
+class LogitsState:
+    """What forward keeps for backward."""
+
+    statistics: Statistics
+    """(K,) each"""
+    rows: RowState
+    """(M,) each"""
+    targets: Tensor
+    """(M,) int64"""
+    scaling: Scaling
+    positions: Tensor | None
+    """(K,) int64 row of each token; None: row t is token t"""
+
+
+class TritonLogitsPass:
+    """Statistics and gradients of rows of logits."""
+
+    def statistics(
+        self,
+        flat: Tensor,
+        targets: Tensor,
+        temperature: float | Tensor,
+        positions: Tensor | None,
+        kept: Tensor | None,
+    ) -> LogitsState:
+        """Statistics of (M, V) logits; targets, temperature and kept are (K,)."""
+        check_device(flat.device)
+        M = flat.shape[0]
+        rows = RowState.empty(M, flat)
+        if positions is not None:
+            alive = kept if kept is not None else torch.ones_like(targets)
+            kept = _spread(alive, positions, M, 0)
+            targets = _spread(targets, positions, M, 0)
+            if isinstance(temperature, Tensor):
+                temperature = _spread(temperature, positions, M, 1)
+        scaling = Scaling.make(temperature)
+        row_statistics(_by_rows(flat), targets, scaling, rows, kept)
+        found = rows.statistics
+        if positions is not None:
+            found = Statistics(
+                logp=found.logp.index_select(0, positions),
+                entropy=found.entropy.index_select(0, positions),
+                lse=found.lse.index_select(0, positions),
+            )
+        return LogitsState(found, rows, targets, scaling, positions)
+
+    def gradient(
+        self, flat: Tensor, state: LogitsState, known: TokenGradients, *, inplace: bool
+    ) -> Tensor:
+        """(M, V) d loss / d logits, over the logits themselves when `inplace`."""
+        if state.positions is not None:
+            M = flat.shape[0]
+            known = TokenGradients(
+                *(
+                    None if part is None else _spread(part, state.positions, M, 0)
+                    for part in (known.logp, known.entropy, known.lse)
+                )
+            )
+        logits = _by_rows(flat)
+        out = logits if inplace else torch.empty_like(logits)
+        row_gradients(logits, state.targets, state.scaling, state.rows, known, out)
+        if not inplace:
+            return out
+        if logits is not flat:
+            return flat.copy_(out)
+        # a kernel's writes are unknown to autograd, which must refuse other users of the logits
+        torch.autograd.graph.increment_version(flat)
+        return out
+
+
+def _by_rows(flat: Tensor) -> Tensor:
+    """The same values, every row's own columns next to each other."""
+    return flat if flat.stride(1) == 1 else flat.contiguous()
+
+
+def _spread(values: Tensor, positions: Tensor, num_rows: int, fill: int) -> Tensor:
+    """(K,) -> (num_rows,): values at their positions, `fill` elsewhere."""
+    return values.new_full((num_rows,), fill).index_copy_(0, positions, values)
