@@ -27,7 +27,7 @@ from .types import UserError
 
 # YAML 1.1 reads a bare `off` as false.
 _Off = BeforeValidator(lambda value: "off" if value is False else value)
-_MIN_COMPLETION_LENGTH = 64  # tokens, when the limit is taken from the data
+_MIN_COMPLETION_LENGTH = 256  # tokens, when the limit is taken from the data
 
 
 def _tracker_list(value: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 
 from .config import Config, load_config
 from .groups import row_seed
-from .model.load import load_causal_lm
+from .model.load import load_causal_lm, quiet_transformers
 from .prompts import PromptBuilder, load_tokenizer, stop_ids_of
 from .rollout import Completion, RolloutRequest, SamplingParams
 from .rollout.hf import HFEngine
@@ -53,6 +53,7 @@ def generate_stories(
             raise UserError(f"{name}: must be at least 1, got {value}")
     if temperature is not None and not temperature > 0:
         raise UserError(f"--temperature: must be above 0, got {temperature}; try 0.1")
+    quiet_transformers()
     config = config or load_config(None)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32

@@ -33,7 +33,7 @@ from .evaluate import evaluate, write_evaluation
 from .groups import hri_weight
 from .judge import Scorer, open_scorer
 from .metrics import METRICS_FILE, MetricsLog, PhaseClock, read_metrics
-from .model.load import load_causal_lm, read_config
+from .model.load import load_causal_lm, quiet_transformers, read_config
 from .model.parity import PackingLeak, check_packing
 from .progress import Progress, make_view
 from .prompts import PromptBuilder, load_tokenizer, stop_ids_of
@@ -393,14 +393,6 @@ class Trainer:
             or "local heuristic (no judge of quality)",
             "run": _short(self.run_dir),
         }
-
-
-def quiet_transformers() -> None:
-    """No bars and no advice on kernels we replace: the view shows the run's own progress."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _device(config: Config) -> torch.device:

@@ -119,7 +119,7 @@ def test_a_row_that_no_microbatch_can_hold_is_refused_at_once() -> None:
 
 def test_a_completion_limit_left_to_the_data_has_room_for_its_longest_story() -> None:
     config = load_config(None, {"max_completion_length": "null", "max_prompt_length": "100"})
-    assert config.with_room_for(20).max_completion_length == 64
+    assert config.with_room_for(20).max_completion_length == 256
     long = config.with_room_for(5000)
     assert long.max_completion_length == 10000
     assert long.packing.max_tokens_per_microbatch == 10100

@@ -53,6 +53,14 @@ def load_causal_lm(
     return prepare_model(model, attn_implementation=attn_implementation).eval()
 
 
+def quiet_transformers() -> None:
+    """No bars and no advice on kernels that we replace."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def prepare_model(
     model: PreTrainedModel, *, attn_implementation: str | None = None
 ) -> PreTrainedModel:
