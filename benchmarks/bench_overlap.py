@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from benchmarks.scripted_judge import Latency, scripted_judge, uniform_latency
-from polaris_fast.config import load_config
+from polaris_fast.config_file import load_config
 from polaris_fast.progress import make_view
 from polaris_fast.step import StepResult
 from polaris_fast.stopping import StopFlag

@@ -79,7 +79,7 @@ def run_one(
 def train_one(seed: int, folder: str, shuffled: bool, overrides: Sequence[str]) -> int:
     from polaris_fast import step
     from polaris_fast.cli import parse_overrides
-    from polaris_fast.config import load_config
+    from polaris_fast.config_file import load_config
     from polaris_fast.trainer import run_training
 
     if shuffled:

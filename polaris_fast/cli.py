@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(known: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from .config import dump_config, load_config
+    from .config_file import dump_config, load_config
 
     config = load_config(known.config or _config_of_resumed(overrides), overrides)
     if known.dry_run:
@@ -118,7 +118,7 @@ def _config_of_resumed(overrides: dict[str, str]) -> str | None:
 
 
 def _generate(known: argparse.Namespace) -> int:
-    from .config import load_config
+    from .config_file import load_config
     from .generate import generate_stories
 
     model = newest_model(known.model)

@@ -1,4 +1,4 @@
-"""The run's configuration: typed, validated, read from YAML and dotted overrides.
+"""The run's configuration: typed and validated; `config_file` reads it.
 
 Keys carry the names TRL and transformers use where they mean the same thing. An unknown key is an
 error that names the nearest one; every range is checked before anything is loaded.
@@ -6,24 +6,17 @@ error that names the nearest one; every range is checked before anything is load
 
 from __future__ import annotations
 
-import difflib
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
 from polaris_kernels import LossSpec
-
-from .types import UserError
 
 # YAML 1.1 reads a bare `off` as false.
 _Off = BeforeValidator(lambda value: "off" if value is False else value)
@@ -431,104 +424,3 @@ class Config(Section):
             max_completion_length=self.max_completion_length,
             human_ratio="luffy" if self.hri.mode == "luffy" else "same",
         )
-
-
-def load_config(path: str | Path | None = None, overrides: dict[str, str] | None = None) -> Config:
-    """Read a YAML file (or a shipped config by name), apply dotted overrides, validate.
-
-    Args:
-        path: file, or the name of a shipped config such as `polaris_9b`; None: `default_cpu`.
-        overrides: dotted key -> text, read as YAML ("3", "true", "[a, b]", "null").
-
-    Raises:
-        UserError: missing file, YAML fault, unknown key or value out of range; names the key,
-            the value and the remedy.
-    """
-    tree = _read_yaml(_resolve(path))
-    for dotted, text in (overrides or {}).items():
-        _set(tree, dotted, text)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(_explain(error)) from error
-
-
-def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML, in declaration order."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def shipped_configs() -> list[str]:
-    """Names of the configurations that come with the package."""
-    folder = resources.files(__package__) / "configs"
-    return sorted(
-        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
-    )
-
-
-def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Every dotted key a configuration accepts."""
-    keys: list[str] = []
-    for name, info in model.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            keys += known_keys(info.annotation, f"{prefix}{name}.")
-    return keys
-
-
-def _resolve(path: str | Path | None) -> Path:
-    name = "default_cpu" if path is None else str(path)
-    if name in shipped_configs():
-        return Path(str(resources.files(__package__) / "configs" / f"{name}.yaml"))
-    if not Path(name).is_file():
-        raise UserError(
-            f"--config: no such file {name!r}; give a YAML file or one of "
-            + ", ".join(shipped_configs())
-        )
-    return Path(name)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config: cannot read {path} ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: {path} is not valid YAML: {error}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"--config: {path} must hold `key: value` lines, got {type(tree).__name__}")
-    return tree
-
-
-def _set(tree: dict[str, Any], dotted: str, text: str) -> None:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"--{dotted}: cannot read {text!r} as YAML ({reason}); put it in quotes"
-        ) from error
-    *parents, leaf = dotted.split(".")
-    for parent in parents:
-        node = tree.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise UserError(f"unknown key {dotted!r}: {parent!r} is a value, not a section")
-        tree = node
-    tree[leaf] = value
-
-
-def _explain(error: ValidationError) -> str:
-    """One line a fault: the dotted key, the value, the rule."""
-    lines = []
-    for fault in error.errors(include_url=False):
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.0)
-            lines.append(f"unknown key {key!r}; did you mean {near[0]!r}?")
-        elif fault["type"] == "value_error":
-            lines.append((f"{key}: " if key else "") + str(fault["ctx"]["error"]))
-        else:
-            lines.append(f"{key}: {fault['msg']}, got {fault['input']!r}")
-    return "\n".join(lines)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from .config import Config, load_config
+from .config import Config
+from .config_file import load_config
 from .groups import row_seed
 from .model.load import load_causal_lm, quiet_transformers
 from .prompts import PromptBuilder, load_tokenizer, stop_ids_of

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from .checkpoint import list_checkpoints
-from .config import Config, dump_config
+from .config import Config
+from .config_file import dump_config
 from .metrics import METRICS_FILE, read_metrics
 from .story_log import drop_stories_after
 from .types import UserError

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from polaris_fast.config import Config, dump_config, known_keys, load_config, shipped_configs
+from polaris_fast.config import Config
+from polaris_fast.config_file import dump_config, known_keys, load_config, shipped_configs
 from polaris_fast.types import UserError
 
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # What each stage may import of the others: a row never walks back.
 STAGES = (
-    "types", "config", "data", "prompts", "groups", "rollout", "judge", "rewards", "scoring",
+    "types", "config", "config_file", "data", "prompts", "groups", "rollout", "judge", "rewards", "scoring",
     "advantages", "packing", "model", "engine", "step", "step_metrics", "evaluate", "trainer",
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from polaris_fast.config import load_config
+from polaris_fast.config_file import load_config
 from polaris_fast.data import load_samples
 from polaris_fast.embedded import build_tokenizer
 from polaris_fast.prompts import PromptBuilder

@@ -7,7 +7,8 @@ from concurrent.futures import Future
 
 import pytest
 
-from polaris_fast.config import Config, load_config
+from polaris_fast.config import Config
+from polaris_fast.config_file import load_config
 from polaris_fast.judge import JudgeJob
 from polaris_fast.scoring import HumanScores, JudgeDown, StepScorer
 from polaris_fast.types import Failed, Group, Outcome, Row, RowKind, Scored, StoryRecord

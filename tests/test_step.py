@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from polaris_fast.config import Config, load_config
+from polaris_fast.config import Config
+from polaris_fast.config_file import load_config
 from polaris_fast.embedded import build_tokenizer
 from polaris_fast.engine import SingleEngine, UpdateResult
 from polaris_fast.judge import JudgeJob

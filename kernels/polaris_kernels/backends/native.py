@@ -43,7 +43,7 @@ class NativeBackend:
     name = "native"
 
     def __init__(self) -> None:
-        self.library = NativeLibrary()
+        self.lib = NativeLibrary()
 
     def num_chunks(self, problem: HeadProblem) -> int:
         """Chunks of `gradients` when no row is dropped."""
@@ -75,7 +75,7 @@ class NativeBackend:
         N, V = problem.num_tokens, problem.vocab_size
         plan = plan_gemms(problem)
         rows = RowStatistics.empty(N, empty_like_acc(problem))
-        sums = _Sums(self.library, problem, wanted)
+        sums = _Sums(self.lib, problem, wanted)
         size = max((s.stop - s.start for s in even_slices(N, _rows_that_fit(problem))), default=0)
         start = 0
         with _no_autocast(), _buffer(size, V, plan.logits) as buffer:
@@ -94,7 +94,7 @@ class NativeBackend:
                 factors = _factors(problem, tokens, chunk, statistics.entropy, given)
                 out = dz[held : held + z.shape[0]]
                 if kept is None or kept.numel():
-                    self.library.gradient(
+                    self.lib.gradient(
                         problem, z, tokens, chunk.maximum, factors, out=out, rows=kept
                     )
                 last = start >= N
@@ -104,7 +104,7 @@ class NativeBackend:
                 if kept is None:
                     pending.append(torch.arange(tokens.start, tokens.stop))
                 else:
-                    self.library.pack_rows(out, kept)
+                    self.lib.pack_rows(out, kept)
                     pending.append(kept + tokens.start)
                 held += pending[-1].numel()
                 # the next chunk needs half of the buffer at least
@@ -138,7 +138,7 @@ class NativeBackend:
                         unit = TokenGradients(**({"logp": None} | {name: ones}))
                         factors = _factors(problem, tokens, chunk, statistics.entropy, unit)
                         dz = _as_gradient(memory, plan)
-                        self.library.gradient(problem, z, tokens, chunk.maximum, factors, out=dz)
+                        self.lib.gradient(problem, z, tokens, chunk.maximum, factors, out=dz)
                         hidden_gradient_into(dz, problem.weight, made[name][tokens])
         return finish(_shifted(rows)), made
 
@@ -155,9 +155,7 @@ class NativeBackend:
             width = columns.stop - first
             tile = z[:, columns] if keep else flat[: z.shape[0] * width].view(-1, width)
             logits_into(operand, problem.weight[columns], tile)
-            self.library.statistics(
-                problem, tile, tokens, columns, rows[tokens], accumulate=first > 0
-            )
+            self.lib.statistics(problem, tile, tokens, columns, rows[tokens], accumulate=first > 0)
 
 
 class _Sums:
