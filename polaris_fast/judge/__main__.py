@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(host: str, port: int) -> None:
     try:
+        # A process started in the background by a shell inherits an ignored SIGINT.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         asyncio.run(serve_forever(host, port))
     except (OSError, OverflowError) as error:
         raise UserError(
