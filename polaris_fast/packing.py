@@ -221,6 +221,33 @@ def plan_slots(
     raise AssertionError("one row a slot always fits")
 
 
+def plan_rounds(
+    lengths: Sequence[int],
+    token_budget: int,
+    *,
+    cost: RowCost | None = None,
+    num_ranks: int = 1,
+) -> list[list[list[int]]]:
+    """`plan_slots` for ranks that work side by side: rounds of at most one slot a rank.
+
+    Every rank gets a slot in every round while there are rows enough; slots of one round are of
+    nearly equal cost, because a rank that is done early waits for the others.
+
+    Args:
+        lengths, token_budget, cost: as in `plan_slots`.
+        num_ranks: slots of a round; only the last round may have fewer.
+    Returns:
+        rounds of slots of row indices; costliest round first, so that memory peaks early.
+    """
+    cost = cost or RowCost()
+    fewest = len(plan_slots(lengths, token_budget, cost=cost))
+    wanted = -(-fewest // num_ranks) * num_ranks
+    slots = plan_slots(lengths, token_budget, cost=cost, min_slots=wanted)
+    if num_ranks > 1:
+        slots.sort(key=lambda slot: -sum(cost(lengths[row]) for row in slot))
+    return [slots[i : i + num_ranks] for i in range(0, len(slots), num_ranks)]
+
+
 def _balance(
     order: Sequence[int],
     lengths: Sequence[int],

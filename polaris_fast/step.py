@@ -13,29 +13,20 @@ from dataclasses import dataclass, field
 
 import torch
 
-from polaris_kernels import LossRows, LossSpec, merge_metrics
+from polaris_kernels import LossSpec
 
 from .advantages import assign_advantages
 from .config import Config
-from .engine import Engine, UpdateResult
+from .engine import UpdateResult
 from .groups import build_groups, row_seed
 from .metrics import PhaseClock
-from .packing import PackedBatch, RowCost, pack_rows, plan_slots
+from .packing import plan_rounds
 from .progress import Progress
 from .prompts import PromptBuilder
 from .rollout import Completion, RolloutEngine, RolloutRequest, SamplingParams
 from .scoring import StepScorer
+from .slots import PassSums, Slots
 from .types import Group, Row, RowKind, StoryRecord
-
-
-@dataclass
-class Slot:
-    """One packed micro-batch, kept for further updates on the same rollouts."""
-
-    batch: PackedBatch
-    rows: list[Row]
-    ref_logps: torch.Tensor | None  # (N,)
-    old_logps: torch.Tensor | None = None  # (N,) the first forward's own log-probs
 
 
 @dataclass
@@ -45,7 +36,7 @@ class StepResult:
     groups: list[Group]
     updates: list[UpdateResult]
     loss_sums: dict[str, torch.Tensor]  # of the last update, added over its micro-batches
-    sampling_sums: dict[str, torch.Tensor]  # see `sampling_gap`
+    sampling_sums: dict[str, torch.Tensor]  # see `slots.sampling_gap`
     human_weight: float
     prompts_used: int
     num_tokens: int  # completion tokens generated
@@ -65,7 +56,7 @@ class GRPOStep:
         self,
         config: Config,
         *,
-        engine: Engine,
+        slots: Slots,
         rollouts: RolloutEngine,
         builder: PromptBuilder,
         spec: LossSpec,
@@ -76,14 +67,14 @@ class GRPOStep:
     ) -> None:
         """
         Args:
+            slots: what trains the packed micro-batches, on this rank or on many.
             make_scorer: a fresh scorer for each step, booking its waits on the step's clock.
             check_stop: called at safe points; raises to abandon the step.
             fixed_order: groups train in index order (deterministic) instead of earliest first.
         """
-        self.config, self.engine, self.rollouts, self.builder = config, engine, rollouts, builder
+        self.config, self.slots, self.rollouts, self.builder = config, slots, rollouts, builder
         self.spec, self.make_scorer, self.view = spec, make_scorer, view
         self.check_stop, self.fixed_order = check_stop, fixed_order
-        self.row_cost = RowCost.of_model(engine.model)
         self.sampling = SamplingParams.from_config(config, builder.stop_ids)
 
     def run(
@@ -99,9 +90,8 @@ class GRPOStep:
         run = _Running(self, step, human_weight, next_record)
         try:
             return run.result()
-        except BaseException:
-            self.engine.discard_gradients()
-            raise
+        finally:
+            self.slots.end_step()
 
 
 class _Running:
@@ -115,18 +105,15 @@ class _Running:
         next_record: Callable[[int], StoryRecord],
     ) -> None:
         self.parts, self.step, self.human_weight = parts, step, human_weight
-        self.config, self.engine, self.view = parts.config, parts.engine, parts.view
+        self.config, self.slots, self.view = parts.config, parts.slots, parts.view
         self.next_record = next_record
         self.prompts_used = 0
         self.groups: list[Group] = []
-        self.slots: list[Slot] = []
         self.clock = PhaseClock()
         self.scorer = parts.make_scorer(self.clock)
         self.trace = [(time.perf_counter(), "step", "start")]
         self.planned = 0.0  # denominator that backward used
-        self.train_tokens = 0
-        self.loss_sums: dict[str, torch.Tensor] = {}
-        self.sampling_sums: dict[str, torch.Tensor] = {}
+        self.sums = PassSums()  # over the passes of this step; its loss is the last pass's
 
     def result(self) -> StepResult:
         new = self._write(self.config.prompts_per_step)
@@ -144,12 +131,12 @@ class _Running:
         return StepResult(
             groups=self.groups,
             updates=updates,
-            loss_sums=self.loss_sums,
-            sampling_sums=self.sampling_sums,
+            loss_sums=self.sums.loss,
+            sampling_sums=self.sums.sampling,
             human_weight=self.human_weight,
             prompts_used=self.prompts_used,
             num_tokens=sum(len(r.completion_ids) for r in self._policy_rows()),
-            train_tokens=self.train_tokens,
+            train_tokens=self.sums.train_tokens,
             clock=self.clock,
             trace=sorted(self.trace + self.scorer.trace),
         )
@@ -207,72 +194,68 @@ class _Running:
         self.view.phase("training", len(groups))
         for ready in self._batches(groups):
             with self.clock.phase("train"):
-                assign_advantages(ready, self.config, self.human_weight)
-                for group in ready:
-                    self._train(group)
-                    self.view.advance(1, phase="training")
+                self._train(ready)
+                self.view.advance(len(ready), phase="training")
 
     def _batches(self, groups: list[Group]) -> Iterator[list[Group]]:
-        """Groups one by one as they become ready; all at once where statistics span the batch."""
+        """Groups to train together, with their advantages, in the order they become ready.
+
+        One group at a time keeps one rank busy; several ranks wait for enough rows to fill one
+        micro-batch each. Statistics that span the batch wait for all of it.
+        """
         ready = self.scorer.ready_groups(groups, fixed_order=self.parts.fixed_order)
         if self.config.scale_rewards == "batch":
-            yield list(ready)
+            whole = list(ready)
+            assign_advantages(whole, self.config, self.human_weight)
+            yield whole
             return
+        enough = (self.slots.num_ranks - 1) * self.config.packing.max_tokens_per_microbatch
+        waiting: list[Group] = []
         for group in ready:
-            yield [group]
+            assign_advantages([group], self.config, self.human_weight)
+            waiting.append(group)
+            if sum(row.num_tokens for g in waiting for row in g.rows if row.trained) >= enough:
+                yield waiting
+                waiting = []
+        if waiting:
+            yield waiting
 
-    def _train(self, group: Group) -> None:
-        self.trace.append((time.perf_counter(), "train", f"start {group.index}"))
-        rows = [row for row in group.rows if row.trained]
-        for chosen in self._plan(rows):
-            self.parts.check_stop()
-            batch = pack_rows(chosen, self.engine.device)
-            ref_logps = self.engine.ref_logps(batch) if self.config.beta > 0 else None
-            slot = Slot(batch, chosen, ref_logps)
-            slot.old_logps = self._backward(slot, self.planned)
-            gap = sampling_gap(slot, slot.old_logps)
-            self.sampling_sums = merge_metrics([self.sampling_sums, gap])
-            if self.config.num_iterations > 1:
-                self.slots.append(slot)
-        self.trace.append((time.perf_counter(), "train", f"end {group.index}"))
-
-    def _plan(self, rows: list[Row]) -> list[list[Row]]:
-        if not rows:
-            return []
-        slots = plan_slots(
+    def _train(self, groups: list[Group]) -> None:
+        names = " ".join(str(group.index) for group in groups)
+        self.trace.append((time.perf_counter(), "train", f"start {names}"))
+        rows = [row for group in groups for row in group.rows if row.trained]
+        rounds = plan_rounds(
             [row.num_tokens for row in rows],
             self.config.packing.max_tokens_per_microbatch,
-            cost=self.parts.row_cost,
+            cost=self.slots.row_cost,
+            num_ranks=self.slots.num_ranks,
         )
-        return [[rows[i] for i in slot] for slot in slots]
-
-    def _backward(self, slot: Slot, denominator: float) -> torch.Tensor:
-        rows = loss_rows(slot, denominator)
-        out = self.engine.backward(slot.batch, rows)
-        self.loss_sums = merge_metrics([self.loss_sums, out.metrics])
-        self.train_tokens += len(slot.batch.input_ids)
-        return out.logps
+        for slots in rounds:
+            self.parts.check_stop()
+            self.slots.first_pass([[rows[i] for i in slot] for slot in slots], self.planned)
+        self.trace.append((time.perf_counter(), "train", f"end {names}"))
 
     def _update_all(self) -> list[UpdateResult]:
         """The first update ends the overlapped pass; the others go over the same slots again."""
         actual = self._denominator([r for g in self.groups for r in g.rows if r.trained])
+        self.sums = self.slots.take_sums()
         if actual == 0:
             self.view.warn(f"step {self.step + 1}: no group could be trained, no update")
-            self.engine.skip_updates(self.config.num_iterations)
+            self.slots.skip_updates(self.config.num_iterations)
             return []
         scale = self.planned / actual
         for name in ("sum_loss", "sum_loss_human"):
-            self.loss_sums[name] = self.loss_sums[name] * scale
+            self.sums.loss[name] = self.sums.loss[name] * scale
         with self.clock.phase("optimizer"):
-            updates = [self.engine.update(scale)]
+            updates = [self.slots.update(scale)]
         for _ in range(1, self.config.num_iterations):
-            self.loss_sums = {}
             with self.clock.phase("train"):
                 # No stop from here on: the weights have moved, a step is whole or not at all.
-                for slot in self.slots:
-                    self._backward(slot, actual)
+                self.slots.again(actual)
+                self.sums.loss = {}
+                self.sums.add(self.slots.take_sums())
             with self.clock.phase("optimizer"):
-                updates.append(self.engine.update(1.0))
+                updates.append(self.slots.update(1.0))
         return updates
 
     def _denominator(self, rows: list[Row]) -> float:
@@ -280,35 +263,3 @@ class _Running:
         if self.parts.spec.resolved_aggregation == "token_mean":
             return float(sum(len(row.completion_ids) for row in rows))
         return float(len(rows))
-
-
-def sampling_gap(slot: Slot, logps: torch.Tensor) -> dict[str, torch.Tensor]:
-    """|trainer's - rollout engine's log-prob| of policy tokens: the same weights made both.
-
-    `sum_filter_gain` is what penalty, top-k and top-p add to the log-prob of the tokens they keep.
-    """
-    nan = float("nan")
-    engine = slot.batch.gather_targets([row.rollout_logps for row in slot.rows], missing=nan)
-    filtered = slot.batch.gather_targets([row.sampler_logps for row in slot.rows], missing=nan)
-    sampled = ~engine.isnan()
-    gap = torch.where(sampled, (logps - engine).abs(), 0.0)
-    return {
-        "sum_sampling_gap": gap.sum(),
-        "sum_filter_gain": torch.where(sampled, filtered - engine, 0.0).sum(),
-        "num_sampled_tokens": sampled.sum(),
-        "max_sampling_gap": gap.max() if gap.numel() else gap.sum(),
-    }
-
-
-def loss_rows(slot: Slot, denominator: float) -> LossRows:
-    """The loss's view of a slot: per-row values by row id, per-token values in packed order."""
-    device = slot.batch.input_ids.device
-    return LossRows(
-        row_of_token=slot.batch.target_row,
-        num_rows=len(slot.rows),
-        advantages=torch.tensor([row.advantage for row in slot.rows], device=device),
-        is_human=torch.tensor([row.kind is RowKind.HUMAN for row in slot.rows], device=device),
-        old_logps=slot.old_logps,
-        ref_logps=slot.ref_logps,
-        denominator=denominator,
-    )

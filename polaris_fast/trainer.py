@@ -28,17 +28,19 @@ from .checkpoint import (
 from .config import Config
 from .data import PromptOrder, load_records, split_records, with_thinking
 from .embedded import build_embedded, embedded_tokenizer
-from .engine import SingleEngine
 from .evaluate import evaluate, write_evaluation
 from .groups import hri_weight
 from .judge import Scorer, open_scorer
 from .metrics import METRICS_FILE, MetricsLog, PhaseClock, read_metrics
-from .model.load import load_causal_lm, quiet_transformers, read_config
-from .model.parity import PackingLeak, check_packing
+from .model.load import quiet_transformers, read_config
+from .model.parity import PackingLeak
 from .progress import Progress, make_view
 from .prompts import PromptBuilder, load_tokenizer, stop_ids_of
+from .ranks import join_world
+from .ranks.conductor import Conductor
+from .ranks.follower import follow
+from .ranks.parts import Orders, build_parts, choose_device
 from .report import write_report
-from .rollout.hf import HFEngine
 from .run_folder import (
     check_same_run,
     check_unused,
@@ -54,17 +56,23 @@ from .stopping import StopFlag, StopRequested
 from .story_log import write_stories
 from .types import StoryRecord, UserError
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 def run_training(config: Config) -> int:
     """Run a configuration to its end; returns the exit status (0 done, 2 user error, 130 stop)."""
+    with join_world() as world:
+        if not world.is_conductor:
+            return follow(world, build_parts)
+        with Conductor(world) as conductor:
+            return _conduct(config, conductor)
+
+
+def _conduct(config: Config, conductor: Conductor) -> int:
     quiet_transformers()
     view = make_view(config.progress)
     flag = StopFlag()
     try:
         with flag.installed(), view:
-            trainer = Trainer(config, view, flag)
+            trainer = Trainer(config, view, flag, conductor)
             status = trainer.run()
     except (UserError, PackingLeak) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -85,14 +93,16 @@ def run_training(config: Config) -> int:
 class Trainer:
     """One training run."""
 
-    def __init__(self, config: Config, view: Progress, flag: StopFlag) -> None:
+    def __init__(
+        self, config: Config, view: Progress, flag: StopFlag, conductor: Conductor
+    ) -> None:
         """Reads and checks everything cheap; nothing is written yet.
 
         Raises:
             UserError: bad data, checkpoint, model path or output folder.
         """
-        self.view, self.flag = view, flag
-        self.device = _device(config)
+        self.view, self.flag, self.conductor = view, flag, conductor
+        self.device = choose_device(config, conductor.world)
         self.deterministic = (
             config.deterministic if config.deterministic is not None else self.device.type == "cpu"
         )
@@ -165,7 +175,7 @@ class Trainer:
                     reason=self.reason,
                     steps=self.state.step,
                     wall_s=round(time.time() - started, 1),
-                    device=str(self.device),
+                    device=self._devices(),
                 )
                 self.view.phase("writing the report")
                 self.report = write_report(self.run_dir)
@@ -233,36 +243,32 @@ class Trainer:
             )
         base = self._base_model()
         self.view.phase("loading the model")
-        model = self._load(str(self.checkpoint or base))
-        self.builder = PromptBuilder(self.tokenizer, config, stop_ids_of(model))
-        check_packing(model)
-        reference = self._load(base).requires_grad_(False) if config.beta > 0 else None
-        if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.spec = config.loss_spec()
-        self.engine = SingleEngine(
-            model,
+        orders = Orders(
             config,
-            self.spec,
+            model_path=str(self.checkpoint or base),
+            reference_path=base if config.beta > 0 else None,
+            checkpoint=str(self.checkpoint) if self.checkpoint else None,
             total_updates=self.total_steps * config.num_iterations,
-            reference=reference,
         )
+        self.conductor.send_orders(orders)
+        parts = build_parts(orders, self.conductor.world)
+        slots, self.rollouts = self.conductor.share(parts)
+        self.engine = parts.engine
+        self.builder = PromptBuilder(self.tokenizer, config, stop_ids_of(parts.model))
         if self.checkpoint is not None:
-            self.engine.load(self.checkpoint)
             self.log.truncate_after(self.state.step)
             aside = forget_after(self.run_dir, self.state.step)
             self.view.note(f"resumed from {self.checkpoint}")
             if aside:
                 self.view.note(f"put aside into superseded/: {', '.join(aside)}")
-        self.rollouts = HFEngine(model, config.rollout.max_batch_size)
         self.human_scores = HumanScores(self.state.human_scores)
         self.order = PromptOrder(len(self.train_records), config.seed)
         self.step = GRPOStep(
             config,
-            engine=self.engine,
+            slots=slots,
             rollouts=self.rollouts,
             builder=self.builder,
-            spec=self.spec,
+            spec=config.loss_spec(),
             make_scorer=self._make_scorer,
             view=self.view,
             check_stop=self.flag.check,
@@ -288,9 +294,6 @@ class Trainer:
             build_embedded(draft, self.config, self.builder, self.train_records, on_step)
         draft.rename(base)
         return str(base)
-
-    def _load(self, path: str) -> Any:
-        return load_causal_lm(path, dtype=_DTYPES[self.config.dtype], device=self.device)
 
     def _make_scorer(self, clock: PhaseClock) -> StepScorer:
         return StepScorer(
@@ -382,24 +385,21 @@ class Trainer:
         prompts = self.config.num_train_epochs * len(self.train_records)
         return max(1, math.ceil(prompts / self.config.prompts_per_step))
 
+    def _devices(self) -> str:
+        size = self.conductor.world.size
+        return str(self.device) if size == 1 else f"{size} ranks on {self.device.type}"
+
     def _facts(self) -> dict[str, str]:
         config = self.config
         return {
             "model": config.model_name_or_path or "embedded tiny Qwen3.5",
-            "device": str(self.device),
+            "device": self._devices(),
             "data": f"{len(self.train_records)} prompts, {len(self.eval_records)} held out",
             "judge": config.reward.function
             or config.judge.base_url
             or "local heuristic (no judge of quality)",
             "run": _short(self.run_dir),
         }
-
-
-def _device(config: Config) -> torch.device:
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda asked for, but torch finds no GPU; set device to auto or cpu")
-    use_cuda = config.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if use_cuda else "cpu")
 
 
 def _short(path: str | Path) -> str:

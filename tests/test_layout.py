@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # What each stage may import of the others: a row never walks back.
 STAGES = (
     "types", "config", "config_file", "data", "prompts", "groups", "rollout", "judge", "rewards",
-    "scoring", "advantages", "packing", "model", "engine", "step", "step_metrics", "evaluate",
-    "trainer",
+    "scoring", "advantages", "packing", "model", "engine", "slots", "step", "step_metrics",
+    "evaluate", "ranks", "trainer",
 )  # fmt: skip
 
 

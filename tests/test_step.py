@@ -22,6 +22,7 @@ from polaris_fast.progress import make_view
 from polaris_fast.prompts import PromptBuilder
 from polaris_fast.rollout import Completion, RolloutRequest, SamplingParams
 from polaris_fast.scoring import HumanScores, StepScorer
+from polaris_fast.slots import Slots, SlotTrainer
 from polaris_fast.step import GRPOStep, StepResult
 from polaris_fast.types import Failed, FinishReason, Outcome, Row, RowKind, Scored, StoryRecord
 
@@ -75,7 +76,7 @@ class Recording(SingleEngine):
         return UpdateResult(1.0, None)
 
 
-def _config(**overrides: str) -> Config:
+def step_config(**overrides: str) -> Config:
     keys = {
         "prompts_per_step": "3",
         "num_generations": "5",
@@ -95,9 +96,20 @@ def _good(row_id: str) -> Outcome:
     return Scored(quality=random.Random(row_id).uniform(-1, 1))
 
 
-def _run(score: Score, config: Config, order: Any = None) -> tuple[StepResult, Recording]:
+def make_engine(config: Config, kind: type[Recording] = Recording) -> Recording:
     model = prepare_model(tiny_model("qwen3_5", vocab_size=300, seed=1))
-    engine = Recording(model, config, config.loss_spec(), total_updates=10)
+    return kind(model, config, config.loss_spec(), total_updates=10)
+
+
+def _run(score: Score, config: Config, order: Any = None) -> tuple[StepResult, Recording]:
+    engine = make_engine(config)
+    return run_step(score, config, SlotTrainer(engine, config), order), engine
+
+
+def run_step(
+    score: Score, config: Config, slots: Slots, order: Any = None, rollouts: Any = None
+) -> StepResult:
+    """One step over `RECORDS` with scripted outcomes."""
 
     class Ordered(StepScorer):
         def ready_groups(self, groups: Any, *, fixed_order: bool) -> Any:
@@ -106,8 +118,8 @@ def _run(score: Score, config: Config, order: Any = None) -> tuple[StepResult, R
 
     step = GRPOStep(
         config,
-        engine=engine,
-        rollouts=FixedRollouts(),
+        slots=slots,
+        rollouts=rollouts or FixedRollouts(),
         builder=PromptBuilder(TOKENIZER, config),
         spec=config.loss_spec(),
         make_scorer=lambda clock: Ordered(Scripted(score), config, HumanScores(), clock=clock),  # type: ignore[arg-type]
@@ -115,7 +127,7 @@ def _run(score: Score, config: Config, order: Any = None) -> tuple[StepResult, R
         check_stop=lambda: None,
         fixed_order=True,
     )
-    return step.run(20, 0.4, lambda n: RECORDS[n % 3]), engine
+    return step.run(20, 0.4, lambda n: RECORDS[n % 3])
 
 
 def _expected(trained: dict[str, float], rows: list[Row], temperature: float) -> dict[str, Any]:
@@ -172,7 +184,7 @@ CASES: dict[str, Score] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_those_of_the_rows_that_count_over_their_tokens(name: str) -> None:
-    config = _config()
+    config = step_config()
     result, engine = _run(CASES[name], config)
     trained = _advantages(result.rows, 0.4)
     assert {row.row_id for row in result.rows if row.trained} == trained.keys()
@@ -181,19 +193,19 @@ def test_gradients_are_those_of_the_rows_that_count_over_their_tokens(name: str)
 
 @pytest.mark.parametrize("name", ["all scored", "a group has too few scored rows"])
 def test_the_order_of_groups_does_not_change_the_gradient(name: str) -> None:
-    in_order = _run(CASES[name], _config())[1].grads
-    reverse = _run(CASES[name], _config(), order=lambda group: -group.index)[1].grads
+    in_order = _run(CASES[name], step_config())[1].grads
+    reverse = _run(CASES[name], step_config(), order=lambda group: -group.index)[1].grads
     _assert_same(reverse, in_order, 1e-6)
 
 
 def test_the_token_budget_does_not_change_the_gradient() -> None:
-    small = _run(_good, _config())[1].grads
-    large = _run(_good, _config(packing__max_tokens_per_microbatch="100000"))[1].grads
+    small = _run(_good, step_config())[1].grads
+    large = _run(_good, step_config(packing__max_tokens_per_microbatch="100000"))[1].grads
     _assert_same(small, large, 1e-5)
 
 
 def test_luffy_counts_the_human_row_in_the_statistics() -> None:
-    result, _ = _run(_good, _config(hri__mode="luffy"))
+    result, _ = _run(_good, step_config(hri__mode="luffy"))
     for group in result.groups:
         rewards = [r.outcome.quality for r in group.rows if isinstance(r.outcome, Scored)]
         mean, std = statistics.fmean(rewards), statistics.stdev(rewards)
@@ -207,7 +219,7 @@ def test_flat_groups_are_replaced_by_new_prompts_when_asked() -> None:
     def score(row_id: str) -> Outcome:
         return Scored(0.5) if row_id.split("/")[1] in "01" else _good(row_id)
 
-    result, _ = _run(score, _config(zero_spread_resample_rounds="2"))
+    result, _ = _run(score, step_config(zero_spread_resample_rounds="2"))
     assert [g.dropped for g in result.groups] == ["zero_spread"] * 2 + [None] * 3
     assert result.prompts_used == 5
 
@@ -216,7 +228,7 @@ def test_a_step_that_is_abandoned_leaves_no_gradient() -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
-    config = _config()
+    config = step_config()
     model = prepare_model(tiny_model("qwen3_5", vocab_size=300))
     engine = Recording(model, config, config.loss_spec(), total_updates=1)
     healthy, calls = engine.backward, []
@@ -228,7 +240,7 @@ def test_a_step_that_is_abandoned_leaves_no_gradient() -> None:
     engine.backward = second_fails  # type: ignore[method-assign]
     step = GRPOStep(
         config,
-        engine=engine,
+        slots=SlotTrainer(engine, config),
         rollouts=FixedRollouts(),
         builder=PromptBuilder(TOKENIZER, config),
         spec=config.loss_spec(),

@@ -1,0 +1,94 @@
+"""What one rank computes with, built alike on every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import Config
+from ..engine import ReplicatedEngine, SingleEngine
+from ..model.load import load_causal_lm, quiet_transformers
+from ..model.parity import check_packing
+from ..rollout import RolloutEngine
+from ..rollout.hf import HFEngine
+from ..slots import SlotTrainer
+from ..types import UserError
+from .world import World
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a rank needs to know to build its parts."""
+
+    config: Config  # resolved
+    model_path: str
+    reference_path: str | None  # for the KL term
+    checkpoint: str | None  # of the run that is resumed: engine state
+    total_updates: int  # length of the learning-rate schedule
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Model, engine, slots and rollouts of this rank alone."""
+
+    model: Any
+    engine: SingleEngine
+    slots: SlotTrainer
+    rollouts: RolloutEngine
+
+
+def build_parts(orders: Orders, world: World) -> Parts:
+    """Load the model and make what trains it and writes with it.
+
+    Raises:
+        UserError: the model cannot be loaded. PackingLeak: its packed rows see each other.
+    """
+    quiet_transformers()
+    config = orders.config
+    device = choose_device(config, world)
+    dtype = _DTYPES[config.dtype]
+    torch.manual_seed(config.seed)
+    model: Any = load_causal_lm(orders.model_path, dtype=dtype, device=device)
+    check_packing(model)
+    reference: Any = None
+    if orders.reference_path is not None:
+        reference = load_causal_lm(orders.reference_path, dtype=dtype, device=device)
+        reference.requires_grad_(False)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    make = SingleEngine if world.size == 1 else ReplicatedEngine
+    engine = make(
+        model,
+        config,
+        config.loss_spec(),
+        total_updates=orders.total_updates,
+        reference=reference,
+    )
+    if orders.checkpoint is not None:
+        engine.load(Path(orders.checkpoint))
+    rollouts = HFEngine(model, config.rollout.max_batch_size)
+    return Parts(model, engine, SlotTrainer(engine, config), rollouts)
+
+
+def choose_device(config: Config, world: World) -> torch.device:
+    """The device of this rank.
+
+    Raises:
+        UserError: `device: cuda` without a GPU, or more ranks on this machine than GPUs.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda asked for, but torch finds no GPU; set device to auto or cpu")
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if world.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"torchrun --nproc-per-node: rank {world.local_rank} of this machine has no GPU of its "
+            f"own, torch finds {torch.cuda.device_count()}; start at most so many ranks, or set "
+            "device: cpu"
+        )
+    return torch.device("cuda", world.local_rank)

@@ -1,0 +1,170 @@
+"""Micro-batches of one process: packed rows through forward, loss and backward, then the update.
+
+The step decides which rows go together; this file runs them, and keeps them for further updates on
+the same rollouts. With several ranks each one has a `SlotTrainer`, and `ranks` drives them alike.
+
+Shapes: N target tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from polaris_kernels import LossRows, merge_metrics
+
+from .config import Config
+from .engine import Engine, UpdateResult
+from .packing import PackedBatch, RowCost, pack_rows
+from .types import Row, RowKind
+
+Sums = dict[str, torch.Tensor]
+
+
+@dataclass
+class Slot:
+    """One packed micro-batch, kept for further updates on the same rollouts."""
+
+    batch: PackedBatch
+    rows: list[Row]
+    ref_logps: torch.Tensor | None  # (N,)
+    old_logps: torch.Tensor | None = None  # (N,) the first forward's own log-probs
+
+
+@dataclass
+class PassSums:
+    """What one pass over a step's slots adds up to."""
+
+    loss: Sums = field(default_factory=dict)
+    sampling: Sums = field(default_factory=dict)  # see `sampling_gap`
+    train_tokens: int = 0
+
+    def add(self, other: PassSums) -> None:
+        """Fold in another rank's or another pass's sums."""
+        self.loss = merge_metrics([self.loss, other.loss])
+        self.sampling = merge_metrics([self.sampling, other.sampling])
+        self.train_tokens += other.train_tokens
+
+
+class Slots(Protocol):
+    """Trains slots on one rank or on many; `GRPOStep` sees no difference."""
+
+    num_ranks: int
+    row_cost: RowCost
+
+    def first_pass(self, slots: Sequence[Sequence[Row]], denominator: float) -> None:
+        """Forward and backward of up to `num_ranks` slots, one a rank."""
+        ...
+
+    def again(self, denominator: float) -> None:
+        """Forward and backward of all slots of the first pass once more, for another update."""
+        ...
+
+    def take_sums(self) -> PassSums:
+        """Sums over all ranks since the last call."""
+        ...
+
+    def update(self, grad_scale: float) -> UpdateResult:
+        """The optimizer update of all ranks, see `Engine.update`."""
+        ...
+
+    def skip_updates(self, count: int) -> None:
+        """See `Engine.skip_updates`."""
+        ...
+
+    def end_step(self) -> None:
+        """Forget the step's slots, and gradients that no update has used."""
+        ...
+
+
+class SlotTrainer:
+    """`Slots` of one process."""
+
+    num_ranks = 1
+
+    def __init__(self, engine: Engine, config: Config) -> None:
+        self.engine, self.config = engine, config
+        self.row_cost = RowCost.of_model(engine.model)
+        self._slots: list[Slot] = []
+        self._sums = PassSums()
+
+    def first_pass(self, slots: Sequence[Sequence[Row]], denominator: float) -> None:
+        for rows in slots:
+            batch = pack_rows(rows, self.engine.device)
+            ref_logps = self.engine.ref_logps(batch) if self.config.beta > 0 else None
+            slot = Slot(batch, list(rows), ref_logps)
+            slot.old_logps = self._backward(slot, denominator)
+            self._sums.add(PassSums(sampling=sampling_gap(slot, slot.old_logps)))
+            if self.config.num_iterations > 1:
+                self._slots.append(slot)
+
+    def idle_pass(self, row: Row) -> None:
+        """A forward and backward that counts for nothing, in step with busy ranks.
+
+        Engines that shard the weights gather them for every forward, on all ranks together.
+        """
+        slot = Slot(pack_rows([row], self.engine.device), [row], None)
+        if self.config.beta > 0:
+            slot.ref_logps = self.engine.ref_logps(slot.batch)
+        self.engine.backward(slot.batch, loss_rows(slot, 1.0, weight=0.0))
+
+    def again(self, denominator: float) -> None:
+        for slot in self._slots:
+            self._backward(slot, denominator)
+
+    def take_sums(self) -> PassSums:
+        sums, self._sums = self._sums, PassSums()
+        return sums
+
+    def update(self, grad_scale: float) -> UpdateResult:
+        return self.engine.update(grad_scale)
+
+    def skip_updates(self, count: int) -> None:
+        self.engine.skip_updates(count)
+
+    def end_step(self) -> None:
+        self._slots.clear()
+        self._sums = PassSums()
+        self.engine.discard_gradients()
+
+    def _backward(self, slot: Slot, denominator: float) -> torch.Tensor:
+        out = self.engine.backward(slot.batch, loss_rows(slot, denominator))
+        self._sums.add(PassSums(loss=out.metrics, train_tokens=len(slot.batch.input_ids)))
+        return out.logps
+
+
+def sampling_gap(slot: Slot, logps: torch.Tensor) -> Sums:
+    """|trainer's - rollout engine's log-prob| of policy tokens: the same weights made both.
+
+    `sum_filter_gain` is what penalty, top-k and top-p add to the log-prob of the tokens they keep.
+    """
+    nan = float("nan")
+    engine = slot.batch.gather_targets([row.rollout_logps for row in slot.rows], missing=nan)
+    filtered = slot.batch.gather_targets([row.sampler_logps for row in slot.rows], missing=nan)
+    sampled = ~engine.isnan()
+    gap = torch.where(sampled, (logps - engine).abs(), 0.0)
+    return {
+        "sum_sampling_gap": gap.sum(),
+        "sum_filter_gain": torch.where(sampled, filtered - engine, 0.0).sum(),
+        "num_sampled_tokens": sampled.sum(),
+        "max_sampling_gap": gap.max() if gap.numel() else gap.sum(),
+    }
+
+
+def loss_rows(slot: Slot, denominator: float, *, weight: float | None = None) -> LossRows:
+    """The loss's view of a slot: per-row values by row id, per-token values in packed order."""
+    device = slot.batch.input_ids.device
+    num_rows = len(slot.rows)
+    return LossRows(
+        row_of_token=slot.batch.target_row,
+        num_rows=num_rows,
+        advantages=torch.tensor([row.advantage for row in slot.rows], device=device),
+        is_human=torch.tensor([row.kind is RowKind.HUMAN for row in slot.rows], device=device),
+        old_logps=slot.old_logps,
+        ref_logps=slot.ref_logps,
+        denominator=denominator,
+        row_weight=None if weight is None else torch.full((num_rows,), weight, device=device),
+    )

@@ -1,0 +1,42 @@
+"""Start a module on several ranks of this machine, as `torchrun` does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def started(module: str, *arguments: str, ranks: int = 2) -> Iterator[subprocess.Popen[str]]:
+    """The launcher's process, its output both streams of all ranks; ended with the block."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
+    paths = [str(ROOT), str(ROOT / "kernels")]
+    process = subprocess.Popen(
+        [*command, "--standalone", "-m", module, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def run(module: str, *arguments: str, ranks: int = 2) -> tuple[int, str]:
+    """Exit status and output of a launch that ends by itself."""
+    with started(module, *arguments, ranks=ranks) as process:
+        output, _ = process.communicate(timeout=120)
+    return process.returncode, output

@@ -1,0 +1,93 @@
+"""The small parts: who writes what, who we are, and words that come too late."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from polaris_fast.packing import RowCost, plan_rounds
+from polaris_fast.ranks import join_world
+from polaris_fast.ranks.rollouts import share_requests
+from polaris_fast.ranks.streams import Abandoned, Inbox, Outbox
+from polaris_fast.rollout import Completion, RolloutRequest
+from polaris_fast.types import FinishReason, UserError
+
+STORY = Completion([1], [0.0], [0.0], FinishReason.STOP)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8, 50])
+def test_every_request_has_one_writer_and_writers_have_equal_shares(num_ranks: int) -> None:
+    requests = [RolloutRequest((n % 7,), n) for n in range(40)]
+    shares = share_requests(requests, num_ranks)
+    assert sorted(index for share in shares for index in share) == list(range(40))
+    sizes = [len(share) for share in shares]
+    assert len(shares) == num_ranks and max(sizes) - min(sizes) <= 1
+
+
+def test_rows_of_a_prompt_stay_together_where_the_counts_allow() -> None:
+    requests = [RolloutRequest((n % 4,), n) for n in range(24)]
+    for share in share_requests(requests, 4):
+        assert len({requests[index].prompt_ids for index in share}) == 1
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+def test_rounds_give_every_rank_a_slot_and_hold_each_row_once(num_ranks: int) -> None:
+    lengths = [700, 90, 400, 650, 120, 300, 310, 505, 80, 220, 610, 400]
+    rounds = plan_rounds(lengths, 1000, cost=RowCost(1.0, 0.001), num_ranks=num_ranks)
+    rows = [row for slots in rounds for slot in slots for row in slot]
+    assert sorted(rows) == list(range(len(lengths)))
+    assert all(len(slots) == num_ranks for slots in rounds[:-1])
+    for slots in rounds:
+        assert all(sum(lengths[row] for row in slot) <= 1000 for slot in slots)
+
+
+def test_fewer_rows_than_ranks_leave_ranks_idle() -> None:
+    assert plan_rounds([10, 20], 100, num_ranks=4) == [[[1], [0]]]
+
+
+def test_a_launcher_that_sets_half_of_its_variables_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "one")
+    with pytest.raises(UserError, match=r"RANK.*'one'.*torchrun"), join_world():
+        pass
+
+
+def _pair() -> tuple[Inbox, Outbox]:
+    inbox = Inbox(1)
+    made: list[Outbox] = []
+    thread = threading.Thread(target=lambda: made.append(Outbox(inbox.address)))
+    thread.start()
+    inbox.accept()
+    thread.join()
+    return inbox, made[0]
+
+
+def test_a_row_of_an_abandoned_generation_is_not_taken_for_the_next() -> None:
+    inbox, outbox = _pair()
+    first = inbox.begin()
+    outbox.put(first, 7, STORY)
+    second = inbox.begin()
+    outbox.put(second, 3, STORY)
+    assert inbox.take(5.0) == (3, STORY)
+    outbox.close()
+    inbox.close()
+
+
+def test_a_word_to_stop_ends_its_own_generation_only() -> None:
+    inbox, outbox = _pair()
+    number = inbox.begin()
+    inbox.stop_generation()
+    while not outbox._connection.poll():
+        pass
+    outbox.check(number + 1)  # too late for its own generation: forgotten
+    inbox.begin()
+    inbox.stop_generation()
+    while not outbox._connection.poll():
+        pass
+    with pytest.raises(Abandoned):
+        outbox.check(number + 1)
+    outbox.close()
+    inbox.close()
