@@ -249,6 +249,30 @@ class PackingConfig(Section):
     """Token budget of one forward/backward."""
 
 
+class EngineConfig(Section):
+    """Who holds the weights when several ranks train."""
+
+    kind: Literal["replicated", "deepspeed"] = "replicated"
+    """`replicated`: every rank holds the whole model and optimizer; `deepspeed`: ZeRO shards."""
+    zero_stage: Literal[1, 2, 3] = 2
+    """What DeepSpeed shards: optimizer state, also gradients (2), also weights (3)."""
+    offload_optimizer: bool = False
+    """DeepSpeed keeps the optimizer's state in CPU memory."""
+    offload_param: bool = False
+    """DeepSpeed keeps the weights in CPU memory (ZeRO-3 only)."""
+    deepspeed_config: str | None = None
+    """DeepSpeed JSON file whose settings win over the ones derived from this configuration."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.offload_param and self.zero_stage != 3:
+            raise ValueError(
+                f"offload_param needs zero_stage 3, got {self.zero_stage}; set zero_stage to 3 or "
+                "offload_param to false"
+            )
+        return self
+
+
 class GuardConfig(Section):
     """Refuses updates that would wreck the model."""
 
@@ -375,6 +399,7 @@ class Config(Section):
     reward: RewardConfig = RewardConfig()
     hri: HRIConfig = HRIConfig()
     packing: PackingConfig = PackingConfig()
+    engine: EngineConfig = EngineConfig()
     guard: GuardConfig = GuardConfig()
 
     @model_validator(mode="after")

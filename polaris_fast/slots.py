@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -79,6 +80,10 @@ class Slots(Protocol):
         """Forget the step's slots, and gradients that no update has used."""
         ...
 
+    def save(self, folder: Path) -> None:
+        """See `Engine.save`; all ranks write into the same folder."""
+        ...
+
 
 class SlotTrainer:
     """`Slots` of one process."""
@@ -129,6 +134,9 @@ class SlotTrainer:
         self._slots.clear()
         self._sums = PassSums()
         self.engine.discard_gradients()
+
+    def save(self, folder: Path) -> None:
+        self.engine.save(folder)
 
     def _backward(self, slot: Slot, denominator: float) -> torch.Tensor:
         out = self.engine.backward(slot.batch, loss_rows(slot, denominator))

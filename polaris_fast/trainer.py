@@ -252,8 +252,7 @@ class Trainer:
         )
         self.conductor.send_orders(orders)
         parts = build_parts(orders, self.conductor.world)
-        slots, self.rollouts = self.conductor.share(parts)
-        self.engine = parts.engine
+        self.slots, self.rollouts = self.conductor.share(parts)
         self.builder = PromptBuilder(self.tokenizer, config, stop_ids_of(parts.model))
         if self.checkpoint is not None:
             self.log.truncate_after(self.state.step)
@@ -265,7 +264,7 @@ class Trainer:
         self.order = PromptOrder(len(self.train_records), config.seed)
         self.step = GRPOStep(
             config,
-            slots=slots,
+            slots=self.slots,
             rollouts=self.rollouts,
             builder=self.builder,
             spec=config.loss_spec(),
@@ -365,7 +364,7 @@ class Trainer:
 
     def _save(self) -> None:
         def write(folder: Path) -> None:
-            self.engine.save(folder)
+            self.slots.save(folder)
             self.tokenizer.save_pretrained(folder)
 
         self.view.phase("saving")

@@ -107,7 +107,12 @@ def _run(score: Score, config: Config, order: Any = None) -> tuple[StepResult, R
 
 
 def run_step(
-    score: Score, config: Config, slots: Slots, order: Any = None, rollouts: Any = None
+    score: Score,
+    config: Config,
+    slots: Slots,
+    order: Any = None,
+    rollouts: Any = None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """One step over `RECORDS` with scripted outcomes."""
 
@@ -124,7 +129,7 @@ def run_step(
         spec=config.loss_spec(),
         make_scorer=lambda clock: Ordered(Scripted(score), config, HumanScores(), clock=clock),  # type: ignore[arg-type]
         view=make_view(False),
-        check_stop=lambda: None,
+        check_stop=check_stop,
         fixed_order=True,
     )
     return step.run(20, 0.4, lambda n: RECORDS[n % 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +51,10 @@ class Engine(Protocol):
 
     def discard_gradients(self) -> None:
         """Forget what `backward` has summed so far (an abandoned step)."""
+        ...
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """A block in which `model` can be used whole, to write stories with it."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 
@@ -23,3 +25,8 @@ class ReplicatedEngine(SingleEngine):
                 master.grad = torch.zeros_like(master)
             dist.all_reduce(master.grad)
         return super().update(grad_scale)
+
+    def save(self, folder: Path) -> None:
+        """By rank 0 alone: all hold the same."""
+        if dist.get_rank() == 0:
+            super().save(folder)

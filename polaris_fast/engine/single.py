@@ -1,25 +1,22 @@
-"""One process, one device: AdamW by torch, schedule by transformers.
-
-T packed tokens · N targets · D hidden.
-"""
+"""One process, one device: AdamW by torch, schedule by transformers."""
 
 from __future__ import annotations
 
-import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import get_scheduler
 
 from polaris_kernels import GRPOLossOutput, LossRows, LossSpec
 
 from ..config import Config
-from ..model.packed import packed_hidden_states
 from ..packing import PackedBatch
 from .base import UpdateResult
 from .guard import UpdateGuard
 from .masters import MasterWeights
+from .optimizer import adamw, advance, learning_rate_schedule, restore_schedule
+from .policy import Policy, reference_logps
 
 
 class SingleEngine:
@@ -45,19 +42,9 @@ class SingleEngine:
         self.model, self.config, self.spec, self.reference = model, config, spec, reference
         model.train()  # gradient checkpointing looks at it
         self.weights = MasterWeights(p for p in model.parameters() if p.requires_grad)
-        self.optimizer = torch.optim.AdamW(
-            self.weights.masters,
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-        )
-        self.scheduler = get_scheduler(
-            config.lr_scheduler_type,
-            self.optimizer,
-            num_warmup_steps=config.warmup_steps * config.num_iterations,
-            num_training_steps=total_updates,
-        )
+        self.optimizer = adamw(self.weights.masters, config)
+        self.scheduler = learning_rate_schedule(self.optimizer, config, total_updates)
+        self.policy = Policy(model, config, spec)
         self.guard = UpdateGuard(config.guard)
 
     @property
@@ -72,18 +59,10 @@ class SingleEngine:
 
     def ref_logps(self, batch: PackedBatch) -> torch.Tensor:
         assert self.reference is not None
-        return self._logps(self.reference, batch)
+        return reference_logps(self.reference, batch, self.config)
 
     def backward(self, batch: PackedBatch, rows: LossRows) -> GRPOLossOutput:
-        hidden = packed_hidden_states(self.model, batch)[batch.logit_positions]  # (N, D)
-        out: GRPOLossOutput = self.model.lm_head(
-            hidden,
-            targets=batch.targets,
-            rows=rows,
-            spec=self.spec,
-            temperature=self.config.temperature,
-            logits_dtype=self.config.logits_dtype,
-        )
+        out: GRPOLossOutput = self.policy(batch, rows)
         out.loss.backward()
         return out
 
@@ -103,14 +82,13 @@ class SingleEngine:
         return UpdateResult(grad_norm=norm, skipped=skipped, learning_rate=learning_rate)
 
     def skip_updates(self, count: int) -> None:
-        with warnings.catch_warnings():
-            # torch warns when the run's very first update is one that was refused.
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler")
-            for _ in range(count):
-                self.scheduler.step()
+        advance(self.scheduler, count)
 
     def discard_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
@@ -140,24 +118,11 @@ class SingleEngine:
         ]
         state = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
-        position = state["scheduler"]["last_epoch"]
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(own, lr=self.config.learning_rate)
-            group["initial_lr"] = self.config.learning_rate
-        self.scheduler.last_epoch = position - 1
-        self.skip_updates(1)
+            group.update(own)
+        position = state["scheduler"]["last_epoch"]
+        restore_schedule(self.scheduler, self.optimizer, self.config, position)
         self.guard.load_state_dict(state["guard"])
         with torch.no_grad():
             for i, master in state["masters"].items():
                 self.weights.pairs[int(i)][1].copy_(master)
-
-    @torch.no_grad()
-    def _logps(self, model: Any, batch: PackedBatch) -> torch.Tensor:
-        hidden = packed_hidden_states(model, batch)[batch.logit_positions]
-        logps: torch.Tensor = model.lm_head.logps(
-            hidden,
-            targets=batch.targets,
-            temperature=self.config.temperature,
-            logits_dtype=self.config.logits_dtype,
-        ).logps
-        return logps

@@ -61,6 +61,9 @@ def _obey(channel: Channel, parts: Parts, outbox: Outbox) -> bool:
         first_pass(slots, *arguments)
     elif name == "take_sums":
         channel.gather(on_cpu(slots.take_sums()))
+    elif name == "save":
+        slots.save(*arguments)
+        channel.gather(None)
     elif name == "update":
         with suppress(UserError):  # the conductor's guard refuses the same numbers, and speaks
             slots.update(*arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from ..config import Config
-from ..engine import ReplicatedEngine, SingleEngine
+from ..engine import Engine, ReplicatedEngine, SingleEngine
 from ..model.load import load_causal_lm, quiet_transformers
 from ..model.parity import check_packing
 from ..rollout import RolloutEngine
@@ -37,7 +38,7 @@ class Parts:
     """Model, engine, slots and rollouts of this rank alone."""
 
     model: Any
-    engine: SingleEngine
+    engine: Engine
     slots: SlotTrainer
     rollouts: RolloutEngine
 
@@ -61,8 +62,7 @@ def build_parts(orders: Orders, world: World) -> Parts:
         reference.requires_grad_(False)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    make = SingleEngine if world.size == 1 else ReplicatedEngine
-    engine = make(
+    engine = _engine_kind(config, world)(
         model,
         config,
         config.loss_spec(),
@@ -71,8 +71,16 @@ def build_parts(orders: Orders, world: World) -> Parts:
     )
     if orders.checkpoint is not None:
         engine.load(Path(orders.checkpoint))
-    rollouts = HFEngine(model, config.rollout.max_batch_size)
+    rollouts = HFEngine(model, config.rollout.max_batch_size, engine.whole_weights)
     return Parts(model, engine, SlotTrainer(engine, config), rollouts)
+
+
+def _engine_kind(config: Config, world: World) -> Callable[..., Engine]:
+    if config.engine.kind == "deepspeed":
+        from ..engine.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine
+    return SingleEngine if world.size == 1 else ReplicatedEngine
 
 
 def choose_device(config: Config, world: World) -> torch.device:

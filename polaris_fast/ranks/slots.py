@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..engine import UpdateResult
 from ..slots import PassSums, SlotTrainer
@@ -45,6 +46,11 @@ class SharedSlots:
     def end_step(self) -> None:
         self.channel.send("end_step")
         self.local.end_step()
+
+    def save(self, folder: Path) -> None:
+        self.channel.send("save", folder)
+        self.local.save(folder)
+        self.channel.gather(None)  # shards of all ranks are written
 
 
 def first_pass(

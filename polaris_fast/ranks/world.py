@@ -37,12 +37,14 @@ class World:
 def join_world() -> Iterator[World]:
     """This process's world from the launcher's environment; its process group while inside.
 
+    Without a launcher there is one rank and no process group.
+
     Raises:
         UserError: the launcher's variables are incomplete or no numbers.
     """
     world = _from_environment()
-    if world.size == 1:
-        yield world
+    if world is None:
+        yield World()
         return
     # Tensors on GPUs travel by NCCL, commands and CPU tensors by gloo.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -57,10 +59,10 @@ def join_world() -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _from_environment() -> World:
+def _from_environment() -> World | None:
     found = {name: os.environ.get(name) for name in _VARIABLES}
     if found["WORLD_SIZE"] is None:
-        return World()
+        return None
     numbers = {}
     for name, value in found.items():
         if value is None or not value.isdigit():

@@ -8,6 +8,7 @@ this file.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,8 +25,18 @@ _COMPACT_SHARE = 0.125
 class HFEngine:
     """Rollouts by a decode loop over a `transformers` causal LM."""
 
-    def __init__(self, model: Any, max_batch_size: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        max_batch_size: int,
+        whole_weights: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """
+        Args:
+            whole_weights: entered around a generation, where weights are kept in shards.
+        """
         self.model, self.max_batch_size = model, max_batch_size
+        self.whole_weights = whole_weights
 
     @torch.no_grad()
     def generate(
@@ -39,9 +50,10 @@ class HFEngine:
         was_training = self.model.training
         self.model.eval()
         try:
-            for start in range(0, len(requests), self.max_batch_size):
-                wave = requests[start : start + self.max_batch_size]
-                _Wave(self.model, wave, params, start).run(on_finish, on_token)
+            with self.whole_weights():
+                for start in range(0, len(requests), self.max_batch_size):
+                    wave = requests[start : start + self.max_batch_size]
+                    _Wave(self.model, wave, params, start).run(on_finish, on_token)
         finally:
             self.model.train(was_training)
 

@@ -17,7 +17,7 @@ from tests.ranks.launch import run, started
 from tests.runs import SMALL, metrics_of, train
 
 
-def _arguments(output_dir: Path, **overrides: Any) -> list[str]:
+def run_arguments(output_dir: Path, **overrides: Any) -> list[str]:
     keys = {k.replace("__", "."): str(v) for k, v in overrides.items()}
     settings = SMALL | {"output_dir": str(output_dir)} | keys
     return [f"--{key}={value}" for key, value in settings.items()]
@@ -26,7 +26,7 @@ def _arguments(output_dir: Path, **overrides: Any) -> list[str]:
 @pytest.fixture(scope="module")
 def on_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks") / "two"
-    status, output = run("polaris_fast.train", *_arguments(folder))
+    status, output = run("polaris_fast.train", *run_arguments(folder))
     assert status == 0, output
     return folder
 
@@ -50,11 +50,11 @@ def test_a_resumed_run_on_two_ranks_repeats_the_uninterrupted_one(
     on_two: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    assert run("polaris_fast.train", *_arguments(folder, max_steps=1))[0] == 0
+    assert run("polaris_fast.train", *run_arguments(folder, max_steps=1))[0] == 0
     status, output = run(
         "polaris_fast.train",
         f"--resume_from_checkpoint={folder}",
-        *_arguments(folder),
+        *run_arguments(folder),
     )
     assert status == 0, output
     whole, resumed = metrics_of(on_two)[1], metrics_of(folder)[1]
@@ -64,7 +64,7 @@ def test_a_resumed_run_on_two_ranks_repeats_the_uninterrupted_one(
 
 def test_a_rank_that_dies_ends_the_run_and_leaves_its_checkpoints(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with started("polaris_fast.train", *_arguments(folder, max_steps=500)) as process:
+    with started("polaris_fast.train", *run_arguments(folder, max_steps=500)) as process:
         _wait_for(folder / "checkpoint-1" / "manifest.json", process)
         os.kill(_rank(process.pid, 1), signal.SIGKILL)
         output, _ = process.communicate(timeout=60)
@@ -77,7 +77,9 @@ def test_a_rank_that_dies_ends_the_run_and_leaves_its_checkpoints(tmp_path: Path
 
 def test_a_stop_request_ends_all_ranks_at_a_safe_point(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with started("polaris_fast.train", *_arguments(folder, max_steps=500, save_steps=0)) as process:
+    with started(
+        "polaris_fast.train", *run_arguments(folder, max_steps=500, save_steps=0)
+    ) as process:
         _wait_for(folder / "metrics.jsonl", process)
         os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=60)
