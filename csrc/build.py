@@ -20,15 +20,19 @@ IN_PLACE = SOURCES.parent.parent / "kernels" / "polaris_kernels" / LIBRARY
 
 FLAGS = (
     "-std=c++17 -O3 -fPIC -fno-exceptions -fno-rtti -fvisibility=hidden -fno-math-errno "
-    "-ffp-contract=off -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized"
+    "-ffp-contract=off -Wall -Wextra -Wno-psabi -Wno-uninitialized "
+    "-Wno-maybe-uninitialized -Wno-unknown-pragmas"
 ).split()
 # nothing here may run before the dispatcher has asked the CPU
+AVX2 = "-mavx2 -mfma -mf16c".split()
+AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512".split()
 LEVEL_FLAGS = {
-    "level_avx2": "-mavx2 -mfma -mf16c".split(),
-    "level_avx512": (
-        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512"
-    ).split(),
+    "level_avx2": AVX2,
+    "level_avx512": [*AVX2, *AVX512],
+    "gemm_avx512": [*AVX2, *AVX512],
 }
+# of the last one too, where the compiler knows it (GCC from 10 on)
+BF16_FLAG = "-mavx512bf16"
 
 
 class BuildError(Exception):
@@ -63,9 +67,12 @@ def build(target: Path) -> Path:
         openmp = ["-fopenmp"] if _accepts(compiler, "-fopenmp", Path(folder)) else []
         if not openmp:
             print(f"polaris: {compiler[0]} takes no -fopenmp: one thread only", file=sys.stderr)
+        level_flags = dict(LEVEL_FLAGS)
+        if is_x86() and _accepts(compiler, BF16_FLAG, Path(folder)):
+            level_flags["gemm_avx512"] = [*LEVEL_FLAGS["gemm_avx512"], BF16_FLAG]
         objects = [str(Path(folder) / f"{name}.o") for name in names]
         jobs = [
-            [*compiler, *flags, *openmp, *LEVEL_FLAGS.get(name, ()), "-c",
+            [*compiler, *flags, *openmp, *level_flags.get(name, ()), "-c",
              str(SOURCES / f"{name}.cpp"), "-o", out]
             for name, out in zip(names, objects, strict=True)
         ]  # fmt: skip
@@ -82,7 +89,10 @@ def build(target: Path) -> Path:
 
 def _accepts(compiler: list[str], flag: str, folder: Path) -> bool:
     probe = folder / "probe.cpp"
-    probe.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
+    probe.write_text(
+        "#ifdef _OPENMP\n#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n"
+        "#else\nint main() { return 0; }\n#endif\n"
+    )
     command = [*compiler, flag, str(probe), "-o", str(folder / "probe")]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "gemm_avx512.h"
 #include "level.h"
 #ifdef _OPENMP
 #include <omp.h>
@@ -75,6 +76,17 @@ void share(int64_t count, int64_t elements_each, int32_t num_threads, const Work
   work(int64_t(0), count);
 }
 
+// null: the level in use has none for this type
+pk_avx512::Product product(int32_t dtype) {
+#ifdef PK_X86
+  if (current().level == &pk_avx512::level) return pk_avx512::find_product(dtype);
+#endif
+  (void)dtype;
+  return nullptr;
+}
+
+bool is_dense(const PkMatrix& x) { return x.data && (x.row_stride == 1 || x.k_stride == 1); }
+
 bool sound(const PkLogits* in) {
   return in && in->dtype >= 0 && in->dtype <= PK_F64 && in->num_rows >= 0 && in->num_columns > 0 &&
          in->num_threads > 0 && in->row_stride >= in->num_columns &&
@@ -103,7 +115,9 @@ int32_t pk_set_level(const char* name) {
 int32_t pk_statistics(const PkLogits* in, const PkStatistics* out, int32_t accumulate) {
   if (!sound(in) || !out) return PK_BAD_ARGUMENT;
   auto run = current().level->statistics[in->dtype];
-  share(in->num_rows, in->num_columns, in->num_threads,
+  int64_t count = out->rows ? out->num_listed : in->num_rows;
+  if (count < 0) return PK_BAD_ARGUMENT;
+  share(count, in->num_columns, in->num_threads,
         [&](int64_t begin, int64_t end) { run(*in, *out, accumulate != 0, begin, end); });
   return PK_OK;
 }
@@ -142,6 +156,30 @@ int32_t pk_add_bf16(float* total, const uint16_t* part, int64_t count, int32_t n
   auto run = current().level->add_bf16;
   share(count, 1, num_threads,
         [&](int64_t begin, int64_t end) { run(total, part, begin, end); });
+  return PK_OK;
+}
+
+int64_t pk_gemm_workspace(int32_t dtype) {
+#ifdef PK_X86
+  if (product(dtype)) return pk_avx512::gemm_workspace_bytes;
+#endif
+  (void)dtype;
+  return 0;
+}
+
+int32_t pk_gemm(const PkGemm* g) {
+  auto run = g ? product(g->dtype) : nullptr;
+  if (!run || g->m < 1 || g->n < 1 || g->k < 1 || g->num_threads < 1 || !g->c || !g->workspace ||
+      !is_dense(g->a) || !is_dense(g->b))
+    return PK_BAD_ARGUMENT;
+#ifdef _OPENMP
+  // a thread is worth its start from about this many products on
+  constexpr double kProductsPerThread = 1 << 20;
+  double useful = 1 + double(g->m) * double(g->n) * double(g->k) / kProductsPerThread;
+  int threads = useful < g->num_threads ? static_cast<int>(useful) : g->num_threads;
+#pragma omp parallel num_threads(threads)
+#endif
+  run(*g);
   return PK_OK;
 }
 

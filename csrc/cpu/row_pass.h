@@ -1,5 +1,6 @@
-// Plain C interface of the CPU row pass: softmax statistics of rows of logits, and the gradient by
-// the logits, in place. No torch, no exceptions, no allocation.
+// Plain C interface of the CPU kernels. The row pass: softmax statistics of rows of logits, and the
+// gradient by the logits, in place. The matrix product around it, where torch's libraries have no
+// fast one. No torch, no exceptions, no allocation.
 //
 // With s the raw logits (bias added; rounded to bf16 where asked), per row:
 //   z = s * scale / temperature        or cap * tanh(s * scale / cap) / temperature
@@ -17,7 +18,7 @@ extern "C" {
 #define PK_API __attribute__((visibility("default")))
 
 // raised whenever a signature, a struct or the meaning of a field changes
-#define PK_ABI_VERSION 1
+#define PK_ABI_VERSION 2
 
 enum { PK_F32 = 0, PK_BF16 = 1, PK_F16 = 2, PK_F64 = 3 };
 enum { PK_OK = 0, PK_BAD_ARGUMENT = 1 };
@@ -45,10 +46,12 @@ typedef struct {
   void* sum_exp;    // (num_rows) sum E
   void* sum_z_exp;  // (num_rows) sum z' E
   void* target;     // (num_rows) z of the target (not shifted by m)
+  const int64_t* rows;  // (num_listed) rows to do, or null: all of them
+  int64_t num_listed;
 } PkStatistics;
 
 typedef struct {
-  const int64_t* rows;  // (num_listed) rows to do, ascending, or null: all of them
+  const int64_t* rows;  // (num_listed) rows to do, or null: all of them
   int64_t num_listed;
   const void* maximum;  // (num_rows), as are alpha, beta and gamma
   const void* alpha;
@@ -59,6 +62,24 @@ typedef struct {
   int32_t out_dtype;    // no wider than the logits
   int32_t reserved;
 } PkGradient;
+
+typedef struct {
+  const void* data;
+  int64_t row_stride;  // elements; rows of A, columns of B
+  int64_t k_stride;    // elements; one of the two strides is 1
+} PkMatrix;
+
+typedef struct {
+  PkMatrix a, b;
+  float* c;               // (m, n) = a (m, k) b (k, n), columns dense
+  int64_t c_row_stride;
+  int64_t m, n, k;
+  int32_t dtype;          // of a and b: PK_F32 or PK_BF16
+  int32_t add;            // to what is in c
+  int32_t num_threads;
+  int32_t reserved;
+  void* workspace;        // pk_gemm_workspace() bytes
+} PkGemm;
 
 PK_API int32_t pk_abi_version(void);
 
@@ -76,11 +97,16 @@ PK_API int32_t pk_statistics(const PkLogits* in, const PkStatistics* out, int32_
 PK_API int32_t pk_gradient(const PkLogits* in, const PkGradient* gradient);
 
 // Move the listed rows (ascending) to rows 0, 1, 2, ... of the same buffer.
-PK_API int32_t pk_pack_rows(void* data, int64_t row_stride_bytes, int64_t row_bytes, const int64_t* rows,
-                     int64_t num_listed, int32_t num_threads);
+PK_API int32_t pk_pack_rows(void* data, int64_t row_stride_bytes, int64_t row_bytes,
+                            const int64_t* rows, int64_t num_listed, int32_t num_threads);
 
 // total[i] += part[i], bf16 into float.
 PK_API int32_t pk_add_bf16(float* total, const uint16_t* part, int64_t count, int32_t num_threads);
+
+// Bytes that pk_gemm needs for operands of this type; 0 when the level in use has no such product.
+PK_API int64_t pk_gemm_workspace(int32_t dtype);
+
+PK_API int32_t pk_gemm(const PkGemm* gemm);
 
 #ifdef __cplusplus
 }

@@ -199,7 +199,8 @@ void statistics(const PkLogits& in, const PkStatistics& out, bool accumulate, in
   auto* sum_exp = static_cast<Scalar*>(out.sum_exp);
   auto* sum_z_exp = static_cast<Scalar*>(out.sum_z_exp);
   auto* target = static_cast<Scalar*>(out.target);
-  for (int64_t row = begin; row < end; ++row) {
+  for (int64_t i = begin; i < end; ++i) {
+    int64_t row = out.rows ? out.rows[i] : i;
     R r(in, row);
     V slope;
     Sums<double> total = {-__builtin_huge_val(), 0, 0};

@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from polaris_kernels import active_backend, backends, linear_grpo_loss, linear_logps
-from polaris_kernels.backends import ENVIRONMENT_KEY, get_backend, native_gemm, native_library
+from polaris_kernels.backends import (
+    ENVIRONMENT_KEY,
+    get_backend,
+    native_gemm,
+    native_library,
+    native_multiply,
+)
 from polaris_kernels.backends.native_library import LibraryError, NativeLibrary
 from polaris_kernels.testing import no_worse_than_torch
 
@@ -21,13 +27,22 @@ needs_library = pytest.mark.skipif(not native_library.PATH.exists(), reason=nati
 BUILD = Path(__file__).parents[2] / "csrc" / "build.py"
 
 
-@pytest.fixture(params=["wide", "bf16", "mkl"])
+@pytest.fixture(params=["wide", "bf16", "mkl", "own"])
 def gemms(request, monkeypatch):
     """Each way to multiply bf16, whatever this CPU is fast at."""
-    if request.param == "mkl" and native_gemm.mkl_gemm() is None:
+    if request.param == "mkl" and native_multiply.mkl_gemm() is None:
         pytest.skip("this torch has no MKL")
-    monkeypatch.setattr(native_gemm, "bf16_is_fast", lambda: request.param != "wide")
-    monkeypatch.setattr(native_gemm, "mkl_is_fast", lambda: request.param == "mkl")
+    if request.param == "own" and not NativeLibrary().has_gemm(torch.bfloat16):
+        pytest.skip("this CPU or build has no bf16 product")
+    for module in (native_gemm, native_multiply):
+        monkeypatch.setattr(module, "bf16_is_fast", lambda: request.param not in ("wide", "own"))
+    monkeypatch.setattr(native_multiply, "mkl_is_fast", lambda: request.param == "mkl")
+    own = request.param == "own"
+    monkeypatch.setattr(
+        native_multiply.Multiplier,
+        "has_kernel",
+        lambda self, dtype: own and self.library.has_gemm(dtype),
+    )
     return request.param
 
 
@@ -105,7 +120,31 @@ def test_rows_without_coefficient_are_dropped_unseen(share, rows_in_chunk, dtype
 
 
 @needs_library
+def test_rows_kept_of_many_chunks_are_multiplied_at_once(monkeypatch):
+    seen = []
+    multiply = native_gemm.Gemms.hidden_gradient_into
+
+    def watch(self, dz, out):
+        seen.append(dz.shape[0])
+        multiply(self, dz, out)
+
+    monkeypatch.setattr(native_gemm.Gemms, "hidden_gradient_into", watch)
+    head = make_head(256, 8, 33, dtype=torch.float32)
+    rows = make_rows(head, 256)
+    rows.row_of_token.copy_(torch.arange(256))
+    rows.completion_mask.fill_(True)
+    rows.advantages.copy_((torch.arange(256) % 5 == 0).float())
+    linear_grpo_loss(
+        head.hidden, head.weight, head.targets, rows=rows, chunk_bytes=64 * 33 * 4,
+        loss_fn=lambda logps, entropy, tokens: -logps * tokens.advantages, backend="native",
+    )  # fmt: skip
+    # 52 of 256 rows in chunks of 64: all of them fit one buffer
+    assert len(seen) <= 2 and sum(seen) == 52
+
+
+@needs_library
 def test_autocast_does_not_narrow_what_is_summed_wide(monkeypatch):
+    monkeypatch.setattr(NativeLibrary, "has_gemm", lambda self, dtype: False)
     monkeypatch.setattr(native_gemm, "bf16_is_fast", lambda: False)
     head = make_head(64, 16, 300, dtype=torch.float32)
     rounded = head.to(torch.bfloat16)
@@ -135,17 +174,17 @@ def test_autocast_does_not_narrow_what_is_summed_wide(monkeypatch):
     ],
 )
 def test_mkls_bf16_is_trusted_by_cpu_and_not_by_a_stopwatch(vendor, flags, fast, monkeypatch):
-    monkeypatch.setattr(native_gemm, "_cpu", lambda: (vendor, frozenset(flags)))
-    monkeypatch.setattr(native_gemm, "bf16_is_fast", lambda: True)
-    monkeypatch.setattr(native_gemm, "mkl_gemm", lambda: print)
-    assert native_gemm.mkl_is_fast.__wrapped__() is fast
+    monkeypatch.setattr(native_multiply, "_cpu", lambda: (vendor, frozenset(flags)))
+    monkeypatch.setattr(native_multiply, "bf16_is_fast", lambda: True)
+    monkeypatch.setattr(native_multiply, "mkl_gemm", lambda: print)
+    assert native_multiply.mkl_is_fast.__wrapped__() is fast
 
 
 @needs_library
-def test_it_is_taken_by_name_and_torch_without_one(monkeypatch):
-    monkeypatch.setenv(ENVIRONMENT_KEY, "native")
+def test_it_is_the_cpus_first_choice(monkeypatch):
+    monkeypatch.delenv(ENVIRONMENT_KEY, raising=False)
     assert active_backend("cpu") == "native"
-    monkeypatch.delenv(ENVIRONMENT_KEY)
+    monkeypatch.setenv(ENVIRONMENT_KEY, "torch")
     assert active_backend("cpu") == "torch"
 
 
@@ -158,7 +197,7 @@ def test_it_refuses_other_devices():
 @needs_library
 def test_a_library_of_another_version_says_what_to_do(monkeypatch):
     monkeypatch.setattr(native_library, "ABI_VERSION", 99)
-    with pytest.raises(LibraryError, match=r"ABI version 1 and this package needs 99.*build\.py"):
+    with pytest.raises(LibraryError, match=r"ABI version 2 and this package needs 99.*build\.py"):
         NativeLibrary()
 
 
@@ -193,7 +232,6 @@ def test_a_first_choice_that_is_missing_is_replaced_and_a_log_line_says_so(
     monkeypatch.setattr(backends, "_FACTORIES", factories)
     monkeypatch.setattr(backends, "_instances", {})
     monkeypatch.setattr(backends, "_chosen", {})
-    monkeypatch.setitem(backends._PREFERENCE, "cpu", ("native", "torch"))
     monkeypatch.delenv(ENVIRONMENT_KEY, raising=False)
     with caplog.at_level(logging.INFO, "polaris_kernels"):
         assert active_backend("cpu") == active_backend("cpu") == "torch"

@@ -101,8 +101,7 @@ def run(
 ) -> list[Tensor]:
     """The same from the library; the gradient replaces z unless `out` is given."""
     from polaris_kernels.backends.chunks import finish
-    from polaris_kernels.backends.native import _shifted
-    from polaris_kernels.backends.row_pass import row_coefficients
+    from polaris_kernels.backends.row_pass import row_coefficients, shifted_targets
     from polaris_kernels.objective import TokenGradients
 
     C, V = z.shape
@@ -111,7 +110,7 @@ def run(
     for first in range(0, V, step):
         columns = slice(first, min(first + step, V))
         library.statistics(problem, z[:, columns], slice(0, C), columns, rows, accumulate=first > 0)
-    rows = _shifted(rows)
+    rows = shifted_targets(rows)
     statistics = finish(rows)
     T = problem.temperature_of(slice(0, C))
     factors = row_coefficients(

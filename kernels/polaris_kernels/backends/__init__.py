@@ -42,9 +42,8 @@ if find_spec("triton") is not None:
     _FACTORIES["triton"] = lambda: _triton("triton", drops_rows=False)
     # waits for the device once a chunk, so nobody gets it without asking
     _FACTORIES["triton_compact"] = lambda: _triton("triton_compact", drops_rows=True)
-# First available name that serves the device wins. On the CPU `native` is taken by name only until
-# it has been measured ahead of torch on an idle machine at every shape and thread count.
-_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("torch", "native"), "cuda": ("triton", "torch")}
+# first available name that serves the device wins
+_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("native", "torch"), "cuda": ("triton", "torch")}
 _instances: dict[str, HeadBackend] = {}
 _chosen: dict[str, HeadBackend] = {}
 

@@ -46,7 +46,8 @@ class HeadGradients:
     hidden: Tensor | None
     """(N, D) `problem.hidden_grad_dtype`"""
     weight: Tensor | None
-    """(V, D) accumulation dtype"""
+    """(V, D) accumulation dtype, or the weight's where one GEMM alone has made it; None too where
+    `weight_into` has taken it"""
     bias: Tensor | None
     """(V,) accumulation dtype"""
 
@@ -73,10 +74,16 @@ class HeadBackend(Protocol):
         wanted: Wanted,
         *,
         entropy_gradient: bool,
+        weight_into: Tensor | None = None,
     ) -> tuple[Statistics, HeadGradients]:
         """Statistics and gradients in one pass: `coefficients` is called once a chunk, in order.
 
-        `entropy_gradient` False promises that no coefficient has an entropy part.
+        Args:
+            entropy_gradient: False promises that no coefficient has an entropy part.
+            weight_into: with `wanted.weight`, (V, D) contiguous, of the accumulation or the
+                weight's dtype: the weight gradient is added to it and not returned. In the
+                accumulation dtype the GEMMs add straight into it; a narrower one is rounded once,
+                after the last chunk.
         """
 
     def unit_gradients(

@@ -14,6 +14,8 @@ from .workspace import borrowed
 
 # columns of a tile when only statistics are wanted and the logits do not fit the budget
 _STREAM_COLUMNS = 4096
+# elements of a gradient that are added to a narrower one at a time
+_ADD_ELEMENTS = 2**21
 
 
 def chunks(problem: HeadProblem, buffers: int = 1) -> list[slice]:
@@ -145,6 +147,13 @@ def _rows_that_fit(problem: HeadProblem, width: int, buffers: int) -> int:
     narrow = problem.weight.dtype != problem.acc_dtype and problem.hidden.device.type != "cpu"
     row_bytes = width * (acc * buffers + (problem.weight.element_size() if narrow else 0))
     return max(1, problem.chunk_bytes // max(row_bytes, 1))
+
+
+def add_rounding_once(into: Tensor, total: Tensor) -> None:
+    """into += total, rounded once to into's narrower dtype; (V, D) both."""
+    # in-place addition of a wider tensor makes whole wide copies: a block of rows at a time
+    for rows in even_slices(into.shape[0], max(1, _ADD_ELEMENTS // max(into.shape[1], 1))):
+        into[rows].add_(total[rows])
 
 
 def even_slices(total: int, largest: int) -> list[slice]:

@@ -1,4 +1,4 @@
-"""The native CPU backend: vendor GEMMs around the compiled row pass of csrc/cpu.
+"""The native CPU backend: the fastest GEMMs of this CPU around the compiled row pass of csrc/cpu.
 
 A chunk of C tokens goes through: logits GEMM, a vocabulary tile at a time, each reduced while it is
 in the cache -> coefficients from the caller -> one pass that turns the logits into their gradient,
@@ -10,7 +10,6 @@ Shapes: `N tokens . C chunk . D hidden . V vocab . K rows kept`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,20 +18,14 @@ from ..objective import TokenGradients
 from ..problem import HeadProblem
 from .base import Coefficients, HeadGradients, Statistics, Wanted
 from .chunks import empty_like_acc, even_slices, finish
-from .native_gemm import (
-    GemmPlan,
-    WeightGradient,
-    hidden_gradient_into,
-    logits_into,
-    logits_operand,
-    plan_gemms,
-)
+from .native_gemm import GemmPlan, Gemms, WeightGradient
 from .native_library import NativeLibrary
-from .row_pass import RowCoefficients, RowStatistics, row_coefficients
+from .native_logits import NativeLogitsPass
+from .row_pass import RowCoefficients, RowStatistics, row_coefficients, shifted_targets
 from .workspace import borrowed
 
 # columns of logits that are made and reduced together: a multiple of the C code's block
-_TILE_COLUMNS = 4096
+_TILE_COLUMNS = 2048
 # below this share of non-zero rows the others are dropped before the back-GEMMs
 _PACK_BELOW = 0.75
 
@@ -44,24 +37,26 @@ class NativeBackend:
 
     def __init__(self) -> None:
         self.lib = NativeLibrary()
+        self.logits_pass = NativeLogitsPass(self.lib)
 
     def num_chunks(self, problem: HeadProblem) -> int:
         """Chunks of `gradients` when no row is dropped."""
-        return len(even_slices(problem.num_tokens, _rows_that_fit(problem)))
+        return len(even_slices(problem.num_tokens, _rows_that_fit(self._gemms(problem))))
 
     def statistics(self, problem: HeadProblem) -> Statistics:
         """Log-probs, entropies and lse; only tiles of the logits exist."""
         rows = RowStatistics.empty(problem.num_tokens, empty_like_acc(problem))
-        dtype = plan_gemms(problem).logits
+        gemms = self._gemms(problem)
+        dtype = gemms.plan.logits
         width = min(problem.vocab_size, _TILE_COLUMNS)
         fit = max(1, problem.chunk_bytes // (max(width, 1) * dtype.itemsize))
         # the chunks of `gradients` where they fit, so that both give the same bits
-        fit = min(fit, _rows_that_fit(problem)) if self.num_chunks(problem) == 1 else fit
+        fit = min(fit, _rows_that_fit(gemms)) if self.num_chunks(problem) == 1 else fit
         with _no_autocast():
             for tokens in even_slices(problem.num_tokens, fit):
                 with _buffer(tokens.stop - tokens.start, width, dtype) as z:
-                    self._reduce(problem, tokens, z, rows, keep=False)
-        return finish(_shifted(rows))
+                    self._reduce(gemms, tokens, z, rows, keep=False)
+        return finish(shifted_targets(rows))
 
     def gradients(
         self,
@@ -70,13 +65,15 @@ class NativeBackend:
         wanted: Wanted,
         *,
         entropy_gradient: bool,
+        weight_into: Tensor | None = None,
     ) -> tuple[Statistics, HeadGradients]:
         """Statistics and gradients; logits exist for one chunk at a time."""
         N, V = problem.num_tokens, problem.vocab_size
-        plan = plan_gemms(problem)
+        gemms = self._gemms(problem)
+        plan = gemms.plan
         rows = RowStatistics.empty(N, empty_like_acc(problem))
-        sums = _Sums(self.lib, problem, wanted)
-        size = max((s.stop - s.start for s in even_slices(N, _rows_that_fit(problem))), default=0)
+        sums = _Sums(gemms, wanted, weight_into)
+        size = max((s.stop - s.start for s in even_slices(N, _rows_that_fit(gemms))), default=0)
         start = 0
         with _no_autocast(), _buffer(size, V, plan.logits) as buffer:
             dz = _as_gradient(buffer, plan)
@@ -86,8 +83,8 @@ class NativeBackend:
                 tokens = slice(start, min(start + size - held, N))
                 start = tokens.stop
                 z = buffer[held : held + tokens.stop - tokens.start]
-                self._reduce(problem, tokens, z, rows, keep=True)
-                chunk = _shifted(rows[tokens])
+                self._reduce(gemms, tokens, z, rows, keep=True)
+                chunk = shifted_targets(rows[tokens])
                 statistics = finish(chunk)
                 given = coefficients(tokens, statistics)
                 kept = _non_zero(given, tokens)
@@ -111,25 +108,26 @@ class NativeBackend:
                 if held and (last or 2 * held > size):
                     sums.add(dz[:held], torch.cat(pending), is_last=last)
                     pending, held = [], 0
-        return finish(_shifted(rows)), sums.result()
+        return finish(shifted_targets(rows)), sums.result()
 
     def unit_gradients(
         self, problem: HeadProblem, outputs: tuple[str, ...]
     ) -> tuple[Statistics, dict[str, Tensor]]:
         """d output / d hidden with unit coefficients: what a frozen head keeps for backward."""
         N, V = problem.num_tokens, problem.vocab_size
-        plan = plan_gemms(problem)
+        gemms = self._gemms(problem)
+        plan = gemms.plan
         rows = RowStatistics.empty(N, empty_like_acc(problem))
         made = {name: _empty_hidden_gradient(problem) for name in outputs}
         buffers = min(len(outputs), 2)
-        slices = even_slices(N, max(1, _rows_that_fit(problem) // buffers))
+        slices = even_slices(N, max(1, _rows_that_fit(gemms) // buffers))
         with _no_autocast():
             for tokens in slices:
                 C = tokens.stop - tokens.start
                 with _buffer(buffers * C, V, plan.logits) as buffer:
                     z = buffer[:C]
-                    self._reduce(problem, tokens, z, rows, keep=True)
-                    chunk = _shifted(rows[tokens])
+                    self._reduce(gemms, tokens, z, rows, keep=True)
+                    chunk = shifted_targets(rows[tokens])
                     statistics = finish(chunk)
                     ones = torch.ones_like(statistics.logp)
                     for name in outputs:
@@ -139,32 +137,37 @@ class NativeBackend:
                         factors = _factors(problem, tokens, chunk, statistics.entropy, unit)
                         dz = _as_gradient(memory, plan)
                         self.lib.gradient(problem, z, tokens, chunk.maximum, factors, out=dz)
-                        hidden_gradient_into(dz, problem.weight, made[name][tokens])
-        return finish(_shifted(rows)), made
+                        gemms.hidden_gradient_into(dz, made[name][tokens])
+        return finish(shifted_targets(rows)), made
+
+    def _gemms(self, problem: HeadProblem) -> Gemms:
+        return Gemms(self.lib, problem)
 
     def _reduce(
-        self, problem: HeadProblem, tokens: slice, z: Tensor, rows: RowStatistics, *, keep: bool
+        self, gemms: Gemms, tokens: slice, z: Tensor, rows: RowStatistics, *, keep: bool
     ) -> None:
         """Raw logits of the tokens, reduced into `rows` (targets unshifted); z keeps them all
         (C, V), or the last tile only."""
-        V = problem.vocab_size
-        operand = logits_operand(problem.hidden[tokens], problem.weight, z.dtype)
+        problem, V = gemms.problem, gemms.problem.vocab_size
+        operand = gemms.logits_operand(tokens)
         flat = z.view(-1) if not keep else z
         for first in range(0, V, _TILE_COLUMNS):
             columns = slice(first, min(first + _TILE_COLUMNS, V))
             width = columns.stop - first
             tile = z[:, columns] if keep else flat[: z.shape[0] * width].view(-1, width)
-            logits_into(operand, problem.weight[columns], tile)
+            gemms.logits_into(operand, columns, tile)
             self.lib.statistics(problem, tile, tokens, columns, rows[tokens], accumulate=first > 0)
 
 
 class _Sums:
     """dX written chunk by chunk; dW and db summed over chunks."""
 
-    def __init__(self, library: NativeLibrary, problem: HeadProblem, wanted: Wanted) -> None:
+    def __init__(self, gemms: Gemms, wanted: Wanted, weight_into: Tensor | None) -> None:
+        problem = gemms.problem
+        self.gemms = gemms
         self.problem = problem
         self.hidden = _empty_hidden_gradient(problem).zero_() if wanted.hidden else None
-        self.weight = WeightGradient(library, problem) if wanted.weight else None
+        self.weight = WeightGradient(gemms, weight_into) if wanted.weight else None
         self.bias = empty_like_acc(problem).new_zeros(problem.vocab_size) if wanted.bias else None
         self._calls = 0
 
@@ -173,10 +176,10 @@ class _Sums:
         problem = self.problem
         if self.hidden is not None:
             if isinstance(tokens, slice):
-                hidden_gradient_into(dz, problem.weight, self.hidden[tokens])
+                self.gemms.hidden_gradient_into(dz, self.hidden[tokens])
             else:
                 part = self.hidden.new_empty(tokens.numel(), self.hidden.shape[1])
-                hidden_gradient_into(dz, problem.weight, part)
+                self.gemms.hidden_gradient_into(dz, part)
                 self.hidden.index_copy_(0, tokens, part)
         if self.weight is not None:
             # a slice gives a view, positions a copy
@@ -191,19 +194,14 @@ class _Sums:
         return HeadGradients(self.hidden, weight, self.bias)
 
 
-def _rows_that_fit(problem: HeadProblem) -> int:
-    row_bytes = problem.vocab_size * plan_gemms(problem).logits.itemsize
-    return max(1, problem.chunk_bytes // max(row_bytes, 1))
+def _rows_that_fit(gemms: Gemms) -> int:
+    row_bytes = gemms.problem.vocab_size * gemms.plan.logits.itemsize
+    return max(1, gemms.problem.chunk_bytes // max(row_bytes, 1))
 
 
 def _as_gradient(z: Tensor, plan: GemmPlan) -> Tensor:
     """(C, V) of the gradient's dtype in the first bytes of each row of z."""
     return z if plan.gradient == plan.logits else z.view(plan.gradient)[:, : z.shape[1]]
-
-
-def _shifted(rows: RowStatistics) -> RowStatistics:
-    """The C code's statistics with the target's z relative to the maximum."""
-    return replace(rows, target=rows.target - rows.maximum)
 
 
 def _factors(

@@ -1,4 +1,4 @@
-"""The compiled row pass (csrc/cpu) through ctypes: loading, version check, typed calls.
+"""The compiled kernels (csrc/cpu) through ctypes: loading, version check, typed calls.
 
 Shapes: `C rows of logits . V columns`.
 """
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ..problem import HeadProblem
 from .row_pass import RowCoefficients, RowStatistics
+from .workspace import borrowed
 
 PATH = Path(__file__).resolve().parent.parent / "libpolaris_cpu.so"
 LEVEL_KEY = "POLARIS_KERNELS_CPU_LEVEL"
 REBUILD = "build it with `python csrc/build.py`, or install the package again"
 
 # PK_ABI_VERSION of csrc/cpu/row_pass.h
-ABI_VERSION = 1
+ABI_VERSION = 2
 # the PK_* storage types there
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
@@ -51,7 +52,10 @@ class _Logits(ctypes.Structure):
 
 
 class _Statistics(ctypes.Structure):
-    _fields_ = tuple((n, c_void_p) for n in ("maximum", "sum_exp", "sum_z_exp", "target"))
+    _fields_ = (
+        *((n, c_void_p) for n in ("maximum", "sum_exp", "sum_z_exp", "target", "rows")),
+        ("num_listed", c_int64),
+    )
 
 
 class _Gradient(ctypes.Structure):
@@ -66,6 +70,27 @@ class _Gradient(ctypes.Structure):
         ("out_row_stride", c_int64),
         ("out_dtype", c_int32),
         ("reserved", c_int32),
+    )
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (("data", c_void_p), ("row_stride", c_int64), ("k_stride", c_int64))
+
+
+class _Gemm(ctypes.Structure):
+    _fields_ = (
+        ("a", _Matrix),
+        ("b", _Matrix),
+        ("c", c_void_p),
+        ("c_row_stride", c_int64),
+        ("m", c_int64),
+        ("n", c_int64),
+        ("k", c_int64),
+        ("dtype", c_int32),
+        ("add", c_int32),
+        ("num_threads", c_int32),
+        ("reserved", c_int32),
+        ("workspace", c_void_p),
     )
 
 
@@ -91,6 +116,7 @@ class NativeLibrary:
             c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int32,
         )  # fmt: skip
         self._library.pk_add_bf16.argtypes = (c_void_p, c_void_p, c_int64, c_int32)
+        self._library.pk_gemm_workspace.restype = c_int64
         if wanted := os.environ.get(LEVEL_KEY):
             self.set_level(wanted)
 
@@ -116,15 +142,20 @@ class NativeLibrary:
         out: RowStatistics,
         *,
         accumulate: bool,
+        listed: Tensor | None = None,
     ) -> None:
         """Reduce raw logits z (C, V) into `out`, merging with what is there if `accumulate`.
 
         `out.target` gets the target's z itself, not its distance to the maximum.
+
+        Args:
+            listed: int64, the only rows to read and to write.
         """
         given, keep = _describe(problem, z, tokens, columns)
         parts = (out.maximum, out.sum_exp, out.sum_z_exp, out.target)
         assert all(p.is_contiguous() and p.dtype == problem.acc_dtype for p in parts)
-        made = _Statistics(*(p.data_ptr() for p in parts))
+        num_listed = 0 if listed is None else listed.numel()
+        made = _Statistics(*map(_address, (*parts, listed)), num_listed)
         self._call(
             self._library.pk_statistics,
             ctypes.byref(given), ctypes.byref(made), c_int32(accumulate),
@@ -146,7 +177,7 @@ class NativeLibrary:
 
         Args:
             out: (C, V) of z's or a narrower dtype; may lie over z, row by row from its start.
-            rows: int64, ascending: the only rows to do.
+            rows: int64: the only rows to do.
         """
         given, keep = _describe(problem, z, tokens, slice(0, z.shape[1]))
         parts = [
@@ -188,6 +219,35 @@ class NativeLibrary:
             self._library.pk_add_bf16,
             total.data_ptr(), part.data_ptr(), part.numel(), torch.get_num_threads(),
         )  # fmt: skip
+
+    def has_gemm(self, dtype: torch.dtype) -> bool:
+        """True when the level in use multiplies operands of this type."""
+        return dtype in DTYPES and self._library.pk_gemm_workspace(DTYPES[dtype]) > 0
+
+    def gemm(self, a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
+        """out (m, n) float32 = or += a (m, k) @ b (k, n), both of a type that `has_gemm`.
+
+        One stride of each operand must be 1; out's columns are dense. No size is 0.
+        """
+        (m, k), n = a.shape, b.shape[1]
+        assert b.shape[0] == k and out.shape == (m, n) and out.dtype == torch.float32
+        assert a.dtype == b.dtype and (out.stride(1) == 1 or n == 1)
+        size = self._library.pk_gemm_workspace(DTYPES[a.dtype])
+        with borrowed(((1, size // 4),), torch.empty(0)) as (workspace,):
+            given = _Gemm(
+                a=_Matrix(a.data_ptr(), a.stride(0), a.stride(1)),
+                b=_Matrix(b.data_ptr(), b.stride(1), b.stride(0)),
+                c=out.data_ptr(),
+                c_row_stride=out.stride(0),
+                m=m,
+                n=n,
+                k=k,
+                dtype=DTYPES[a.dtype],
+                add=add,
+                num_threads=torch.get_num_threads(),
+                workspace=workspace.data_ptr(),
+            )
+            self._call(self._library.pk_gemm, ctypes.byref(given))
 
     def _call(self, function: Callable[..., int], *arguments: Any) -> None:
         if function(*arguments):

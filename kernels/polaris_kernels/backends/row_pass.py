@@ -10,7 +10,7 @@ through all steps together: the steps are bound by memory, not by arithmetic.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,6 +45,11 @@ class RowStatistics:
         return RowStatistics(
             self.maximum[rows], self.sum_exp[rows], self.sum_z_exp[rows], self.target[rows]
         )
+
+
+def shifted_targets(rows: RowStatistics) -> RowStatistics:
+    """Statistics that hold the target's z itself -> its z relative to the maximum."""
+    return replace(rows, target=rows.target - rows.maximum)
 
 
 def row_blocks(num_rows: int, width: int, device: torch.device) -> Iterator[slice]:

@@ -14,7 +14,15 @@ from ..objective import TokenGradients
 from ..problem import HeadProblem
 from . import gemm
 from .base import Coefficients, HeadGradients, Statistics, Wanted
-from .chunks import buffer_shapes, chunks, empty_like_acc, finish, reduce_chunk, stream
+from .chunks import (
+    add_rounding_once,
+    buffer_shapes,
+    chunks,
+    empty_like_acc,
+    finish,
+    reduce_chunk,
+    stream,
+)
 from .row_pass import RowStatistics, gradient_block_, row_blocks, row_coefficients
 from .workspace import borrowed
 
@@ -53,11 +61,12 @@ class TorchBackend:
         wanted: Wanted,
         *,
         entropy_gradient: bool,
+        weight_into: Tensor | None = None,
     ) -> tuple[Statistics, HeadGradients]:
         """Statistics and gradients; logits exist for one chunk at a time."""
         rows = RowStatistics.empty(problem.num_tokens, empty_like_acc(problem))
         keep = "shifted" if entropy_gradient or problem.softcap is not None else "exp"
-        sums = _GradientSums(problem, wanted)
+        sums = _GradientSums(problem, wanted, weight_into)
         for tokens in chunks(problem):
             with borrowed(buffer_shapes(problem, tokens), empty_like_acc(problem)) as (z, scratch):
                 reduce_chunk(problem, tokens, z, scratch, rows, keep=keep)
@@ -156,10 +165,14 @@ class _Chunk:
 class _GradientSums:
     """dX written chunk by chunk, dW and db summed over chunks in the accumulation dtype."""
 
-    def __init__(self, problem: HeadProblem, wanted: Wanted) -> None:
+    def __init__(
+        self, problem: HeadProblem, wanted: Wanted, weight_into: Tensor | None = None
+    ) -> None:
         self.problem = problem
         self.wanted = wanted
-        self.weight: Tensor | None = None
+        self.weight_into = weight_into
+        adds_wide = weight_into is not None and weight_into.dtype == problem.acc_dtype
+        self.weight = weight_into if adds_wide else None
         self.bias: Tensor | None = None
         self.hidden: Tensor | None = None
         if wanted.hidden:
@@ -189,7 +202,11 @@ class _GradientSums:
     def result(self) -> HeadGradients:
         """The sums; zero where there was no chunk."""
         like = empty_like_acc(self.problem)
-        if self.wanted.weight and self.weight is None:
+        if self.weight_into is not None:
+            if self.weight is not None and self.weight is not self.weight_into:
+                add_rounding_once(self.weight_into, self.weight)
+            self.weight = None
+        elif self.wanted.weight and self.weight is None:
             self.weight = like.new_zeros(self.problem.weight.shape)
         if self.wanted.bias and self.bias is None:
             self.bias = like.new_zeros(self.problem.vocab_size)

@@ -21,20 +21,14 @@ def borrowed(shapes: tuple[tuple[int, int], ...], like: Tensor) -> Iterator[tupl
     """
     sizes = [rows * columns for rows, columns in shapes]
     total = sum(sizes)
-    if like.device.type != "cpu":
-        flat = like.new_empty(total)
-    else:
-        flat = _free_buffers().pop(like.dtype, like)
-        if flat.numel() < total:
-            # a buffer born in inference mode could not be written to outside of it
-            with torch.inference_mode(False):
-                flat = torch.empty(total, dtype=like.dtype)
+    on_cpu = like.device.type == "cpu"
+    flat = _take(total, like.dtype) if on_cpu else like.new_empty(total)
     try:
         pieces = flat[:total].split(sizes)
         yield tuple(piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True))
     finally:
-        if like.device.type == "cpu":
-            _free_buffers()[like.dtype] = flat
+        if on_cpu:
+            _free_buffers().setdefault(like.dtype, []).append(flat)
 
 
 def release_workspace() -> None:
@@ -42,8 +36,21 @@ def release_workspace() -> None:
     _free_buffers().clear()
 
 
-def _free_buffers() -> dict[torch.dtype, Tensor]:
+def _take(total: int, dtype: torch.dtype) -> Tensor:
+    """The smallest free buffer that is large enough, else a new one for the largest that is not."""
+    free = sorted(_free_buffers().pop(dtype, []), key=Tensor.numel)
+    _free_buffers()[dtype] = free
+    for i, buffer in enumerate(free):
+        if buffer.numel() >= total:
+            return free.pop(i)
+    del free[-1:]
+    # a buffer born in inference mode could not be written to outside of it
+    with torch.inference_mode(False):
+        return torch.empty(total, dtype=dtype)
+
+
+def _free_buffers() -> dict[torch.dtype, list[Tensor]]:
     if not hasattr(_kept, "buffers"):
         _kept.buffers = {}
-    buffers: dict[torch.dtype, Tensor] = _kept.buffers
+    buffers: dict[torch.dtype, list[Tensor]] = _kept.buffers
     return buffers
