@@ -9,13 +9,17 @@ Shapes: `K tokens . R rows`.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .rows import TokenView
+from .selection import covariance, largest, spread_over_band
 from .spec import LossSpec
+
+# floor of 1 - p: a log-prob that rounds to 0 has no finite log(1 - p)
+_SMALLEST_REST = 1e-8
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,11 @@ class PolicyTerms:
     gate: Tensor | None = None
     """(K,) d log_weight's own summand / d logps: 0 where a token is clipped inside the mean"""
     clipped_low: Tensor | None = None
-    """(K,) bool: ratio under the range and advantage negative"""
+    """(K,) bool: ratio (or divergence) under the range and advantage negative"""
     clipped_high: Tensor | None = None
-    """(K,) bool: ratio over the range and advantage positive"""
+    """(K,) bool: ratio (or divergence) over the range and advantage positive"""
+    selected: Tensor | None = None
+    """(K,) bool: tokens that a covariance loss has singled out"""
     corrected: bool = False
     """True when the loss has used `is_weight` itself, so that it is not applied again"""
 
@@ -77,10 +83,10 @@ def clipped_ratio(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
 
 
 def cispo(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
-    """-sg[min(r, cap)] A l: every token keeps a gradient, only its weight is capped."""
+    """-sg[clip(r, floor, cap)] A l: every token keeps a gradient, only its weight is clipped."""
     A = x.view.advantages
     r = x.log_weight.exp()
-    d_logps = -r.clamp(max=spec.upper_epsilon) * A
+    d_logps = -r.clamp(spec.ratio_floor, spec.upper_epsilon) * A
     return PolicyTerms(
         loss=d_logps * x.logps,
         d_logps=d_logps,
@@ -136,6 +142,73 @@ def vespo(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
     return PolicyTerms(loss=-phi * A * x.logps, d_logps=-phi * A, corrected=True)
 
 
+def dppo_tv(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
+    """-sg[M min(r, cap)] A l with the total variation |p - p_old| of "this token or not"."""
+    return _divergence_masked(spec, x, (x.logps.exp() - (x.logps - x.log_ratio).exp()).abs())
+
+
+def dppo_kl(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
+    """-sg[M min(r, cap)] A l with KL(p_old || p) of "this token or not"."""
+    old = x.logps - x.log_ratio
+    # expm1: 1 - exp(l) has no digits left for a log-prob near 0
+    rest, old_rest = (-torch.expm1(l).clamp(max=-_SMALLEST_REST) for l in (x.logps, old))
+    return _divergence_masked(spec, x, (old_rest / rest).log() * old_rest - x.log_ratio * old.exp())
+
+
+def _divergence_masked(spec: LossSpec, x: PolicyInputs, divergence: Tensor) -> PolicyTerms:
+    A = x.view.advantages
+    too_high = (divergence > spec.upper_epsilon) & (x.log_ratio > 0) & (A > 0)
+    too_low = (divergence > spec.epsilon) & (x.log_ratio < 0) & (A < 0)
+    weight = x.log_ratio.exp().clamp(max=spec.ratio_cap) * ~(too_high | too_low)
+    d_logps = -weight * A
+    return PolicyTerms(
+        loss=d_logps * x.logps, d_logps=d_logps, clipped_low=too_low, clipped_high=too_high
+    )
+
+
+def clip_cov(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
+    """The clipped loss, and nothing on a share of the unclipped tokens in a covariance band."""
+    terms = clipped_ratio(spec, x)
+    assert terms.clipped_low is not None and terms.clipped_high is not None
+    assert terms.d_log_weight is not None
+    dropped = spread_over_band(
+        covariance(x.logps, x.view),
+        x.view,
+        share=spec.clip_cov_ratio,
+        low=spec.clip_cov_lb,
+        high=spec.clip_cov_ub,
+        barred=terms.clipped_low | terms.clipped_high,
+    )
+    return replace(
+        terms,
+        loss=terms.loss.masked_fill(dropped, 0.0),
+        d_log_weight=terms.d_log_weight.masked_fill(dropped, 0.0),
+        selected=dropped,
+    )
+
+
+def kl_cov(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
+    """-r A, and + coef |log r| on the share of tokens with the largest covariance."""
+    chosen = largest(covariance(x.logps, x.view), x.view, share=spec.kl_cov_ratio)
+    free = -x.log_weight.exp() * x.view.advantages
+    # a number times a mask would be float32, whatever the dtype around it
+    penalty = spec.kl_cov_coef * chosen.to(free.dtype)
+    return PolicyTerms(
+        loss=free + penalty * x.log_weight.abs(),
+        d_log_weight=free + penalty * x.log_weight.sign(),
+        selected=chosen,
+    )
+
+
+def dro(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
+    """-A l + beta / 2 log(r)^2: no clip, but a spring to the old policy on every token."""
+    A = x.view.advantages
+    return PolicyTerms(
+        loss=0.5 * spec.dro_beta * x.log_ratio.square() - A * x.logps,
+        d_logps=spec.dro_beta * x.log_ratio - A,
+    )
+
+
 def reinforce(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
     """-A l."""
     A = x.view.advantages
@@ -161,6 +234,11 @@ POLICY_LOSSES: dict[str, PolicyLoss] = {
     "sapo": sapo,
     "gmpo": gmpo,
     "vespo": vespo,
+    "dppo_tv": dppo_tv,
+    "dppo_kl": dppo_kl,
+    "clip_cov": clip_cov,
+    "kl_cov": kl_cov,
+    "dro": dro,
     "reinforce": reinforce,
 }
 

@@ -22,7 +22,9 @@ loss itself), `sum_loss_human` (its part from human rows), `sum_logp`, `sum_logp
 `sum_entropy`, `sum_entropy_human`. With a built-in loss: `sum_ratio`, `max_ratio` and
 `sum_approx_kl` (k3 between this forward and old_logps; with a sequence ratio, of the rows' means).
 With clipping: `num_clip_low`, `num_clip_high`. With ref_logps: `sum_kl` (not times beta). With an
-importance correction: `sum_is_weight`, `max_is_weight`. Every sum runs over tokens with loss.
+importance correction: `sum_is_weight`, `max_is_weight`. With `clip_cov` (tokens taken out) and
+`kl_cov` (tokens penalised): `num_selected`. With `top_entropy_quantile`: `num_high_entropy`, the
+tokens that kept their loss. Every sum runs over tokens with loss.
 """
 
 
@@ -35,6 +37,8 @@ class TokenColumns:
     is_weight: Tensor | None = None
     clipped_low: Tensor | None = None
     clipped_high: Tensor | None = None
+    selected: Tensor | None = None
+    high_entropy: Tensor | None = None
 
 
 @torch.no_grad()
@@ -54,10 +58,13 @@ def collect_metrics(
         summed["sum_kl"] = columns.kl
     if columns.is_weight is not None:
         summed["sum_is_weight"] = largest["max_is_weight"] = columns.is_weight
-    if columns.clipped_low is not None:
-        summed["num_clip_low"] = columns.clipped_low.to(dtype)
-    if columns.clipped_high is not None:
-        summed["num_clip_high"] = columns.clipped_high.to(dtype)
+    flags = {
+        "num_clip_low": columns.clipped_low,
+        "num_clip_high": columns.clipped_high,
+        "num_selected": columns.selected,
+        "num_high_entropy": columns.high_entropy,
+    }
+    summed |= {name: flag.to(dtype) for name, flag in flags.items() if flag is not None}
     if view.is_human is not None:
         human = view.is_human.to(dtype)
         for name in ("num_tokens", "sum_loss", "sum_logp", "sum_entropy"):
@@ -98,7 +105,7 @@ def mean_metrics(totals: Metrics) -> Metrics:
     `loss`, `loss/human`, `loss/policy`, `entropy`, `entropy/human`, `logp`, `logp/human`, and,
     where the totals have them, `kl`, `approx_kl`, `ratio/mean`, `ratio/max`,
     `clip_ratio/low_mean`, `clip_ratio/high_mean`, `clip_ratio/region_mean`, `is_weight/mean`,
-    `is_weight/max`.
+    `is_weight/max`, `selected/mean`, `high_entropy/mean`.
     """
     tokens = totals["num_tokens"].clamp(min=1)
     human_tokens = totals["num_human_tokens"].clamp(min=1)
@@ -131,6 +138,8 @@ _OPTIONAL_MEANS = {
     "clip_ratio/low_mean": "num_clip_low",
     "clip_ratio/high_mean": "num_clip_high",
     "is_weight/mean": "sum_is_weight",
+    "selected/mean": "num_selected",
+    "high_entropy/mean": "num_high_entropy",
 }
 
 

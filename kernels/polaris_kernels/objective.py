@@ -6,6 +6,7 @@ of some tokens in, d loss / d log-prob and d loss / d entropy out.
 Shapes: `K tokens . R rows . C chunk of tokens`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from .losses import POLICY_LOSSES, PolicyInputs, PolicyTerms, kl_terms, luffy
 from .metrics import TokenColumns, collect_metrics
 from .rows import LossFn, TokenView
+from .selection import high_entropy
 from .spec import LossSpec
 
 
@@ -94,7 +96,10 @@ class SpecObjective:
         if spec.human_ratio == "luffy" and view.is_human is not None:
             terms = _shape_human_rows(terms, luffy(spec, inputs), view.is_human)
         loss, d_logps, d_log_weight = terms.loss, terms.d_logps, terms.d_log_weight
-        scale = _policy_scale(spec, inputs, terms)
+        heard = None
+        if spec.top_entropy_quantile < 1.0:
+            heard = high_entropy(entropy, view, spec.top_entropy_quantile).to(logps.dtype)
+        scale = _policy_scale(spec, inputs, terms, heard)
         if scale is not None:
             loss = loss * scale
             d_logps, d_log_weight = _times(d_logps, scale), _times(d_log_weight, scale)
@@ -109,18 +114,22 @@ class SpecObjective:
             if spec.beta:
                 loss = loss + spec.beta * kl
                 d_logps = _plus(d_logps, spec.beta * d_kl)
+        d_entropy = None
         if spec.entropy_coef:
-            loss = loss - spec.entropy_coef * entropy
+            bonus = torch.full_like(loss, spec.entropy_coef)
+            bonus = bonus if heard is None else bonus * heard
+            loss, d_entropy = loss - bonus * entropy, -bonus * view.weight
         columns = TokenColumns(
             log_weight=log_weight,
             kl=kl,
             is_weight=is_weight,
             clipped_low=terms.clipped_low,
             clipped_high=terms.clipped_high,
+            selected=terms.selected,
+            high_entropy=heard,
         )
         gradients = TokenGradients(
-            logp=self._pull_back(view, terms.gate, d_logps, d_log_weight),
-            entropy=-spec.entropy_coef * view.weight if spec.entropy_coef else None,
+            logp=self._pull_back(view, terms.gate, d_logps, d_log_weight), entropy=d_entropy
         )
         return _Evaluation(gradients, loss, columns)
 
@@ -131,9 +140,8 @@ class SpecObjective:
         total = None if d_logps is None else d_logps * view.weight
         if d_weight is not None:
             through = d_weight * view.weight
-            averaged = self.spec.uses_sequence_ratio or self.spec.loss_type == "gmpo"
             # without `needs_whole_rows` every token of a row has the same value: its own mean
-            if averaged and self.needs_whole_rows:
+            if self.spec.shares_ratio_gradient and self.needs_whole_rows:
                 through = view.row_mean(through)[view.row]
             if gate is not None:
                 through = through * gate
@@ -195,20 +203,27 @@ def is_weights(spec: LossSpec, view: TokenView, old_logps: Tensor) -> Tensor | N
         return None
     level, _, action = spec.is_correction.partition("_")
     difference = (old_logps - view.rollout_logps).nan_to_num(nan=0.0)
-    if level == "sequence":
-        difference = view.row_mean(difference)[view.row]
+    if level != "token":
+        total = view.row_sum if level == "sequence" else view.row_mean
+        difference = total(difference)[view.row]
     weight = difference.exp()
     low = 0.0 if spec.is_floor is None else spec.is_floor
+    high = math.inf if spec.is_cap is None else spec.is_cap
     if action == "truncate":
-        weight = weight.clamp(low, spec.is_cap)
+        weight = weight.clamp(low, high)
     else:
-        weight = weight * ((weight >= low) & (weight <= spec.is_cap))
+        # a product over a long row may be inf, which no factor makes 0
+        weight = weight.masked_fill((weight < low) | (weight > high), 0.0)
     return weight if view.is_human is None else weight.masked_fill(view.is_human, 1.0)
 
 
-def _policy_scale(spec: LossSpec, x: PolicyInputs, terms: PolicyTerms) -> Tensor | None:
-    """What multiplies the policy term (not the KL): importance correction, dropped rows."""
+def _policy_scale(
+    spec: LossSpec, x: PolicyInputs, terms: PolicyTerms, heard: Tensor | None
+) -> Tensor | None:
+    """What multiplies the policy term (not the KL): importance correction, dropped rows, tokens."""
     scale = None if terms.corrected else x.is_weight
+    if heard is not None:
+        scale = heard if scale is None else scale * heard
     if spec.off_policy_mask_threshold is None:
         return scale
     behaviour = x.view.rollout_logps
@@ -237,23 +252,31 @@ def _shape_human_rows(policy: PolicyTerms, shaped: PolicyTerms, human: Tensor) -
         gate=policy.gate,
         clipped_low=zero_for_human(policy.clipped_low),
         clipped_high=zero_for_human(policy.clipped_high),
+        selected=policy.selected,
         corrected=policy.corrected,
     )
 
 
 def _needs_whole_rows(spec: LossSpec, view: TokenView) -> bool:
-    """True when a token's coefficient depends on log-probs of other tokens of this forward."""
+    """True when a token's coefficient depends on other tokens' results of this forward."""
     moved = view.old_logps is not None
     corrects = spec.is_correction != "none" and view.rollout_logps is not None
-    if corrects and not moved and spec.is_correction.startswith("sequence"):
+    per_token = spec.is_correction.startswith("token")
+    selects = spec.top_entropy_quantile < 1.0
+    if selects and view.entropy_threshold is None:
+        return True
+    # at ratio 1 the penalty of kl_cov has no slope
+    if spec.loss_type == "clip_cov" or (spec.loss_type == "kl_cov" and moved):
+        return True
+    if corrects and not moved and not per_token:
         return True
     if spec.off_policy_mask_threshold is not None and (moved or view.rollout_logps is not None):
         return True
     if spec.loss_type == "vespo":
         return moved or corrects
-    if not (spec.uses_sequence_ratio or spec.loss_type == "gmpo"):
-        return False
-    uniform = view.advantages_per_row and not (corrects and spec.is_correction.startswith("token"))
+    if not spec.shares_ratio_gradient:
+        return moved and spec.uses_sequence_ratio
+    uniform = view.advantages_per_row and not (corrects and per_token) and not selects
     bends = spec.kl_importance_correction and spec.beta != 0.0
     return moved or bends or not uniform
 

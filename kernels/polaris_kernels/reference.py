@@ -6,12 +6,14 @@ It shares no code with the fused path and is written to be read, not to be run a
 Shapes: `N tokens . D hidden . V vocab . R rows . G groups`.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .reference_selection import covariance_tokens, high_entropy, sampled_tokens
 from .rows import LossRows
 from .spec import LossSpec
 
@@ -68,13 +70,21 @@ def kl_estimate(estimator: str, logps: Tensor, ref_logps: Tensor) -> Tensor:
     return values[estimator]
 
 
+def exact_kl(z: Tensor, ref_z: Tensor) -> Tensor:
+    """KL(pi || ref) = sum_j p_j (log p_j - log q_j) of (N, V) logits of policy and reference."""
+    log_p, log_q = torch.log_softmax(z, dim=-1), torch.log_softmax(ref_z, dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
 def policy_loss(logps: Tensor, entropy: Tensor, rows: LossRows, spec: LossSpec) -> Tensor:
     """The scalar loss of `spec`, from (T,) log-probs and entropies; masked tokens may be anything.
 
     GRPO arXiv 2402.03300; DAPO (asymmetric clip, token mean) 2503.14476; Dr. GRPO 2503.20783; GSPO
     (row ratio) 2507.18071; CISPO 2506.13585; SAPO 2511.20347; GMPO 2507.20673; VESPO 2602.10693;
     LUSPO 2602.05261; dual clip 1912.09729; two-sided clip (INTELLECT-2) 2505.07291; off-policy
-    sequence mask and KL with importance correction (DeepSeek-V3.2) 2512.02556; LUFFY 2504.14945.
+    sequence mask and KL with importance correction (DeepSeek-V3.2) 2512.02556; LUFFY 2504.14945;
+    DPPO (binary divergences) 2602.04879; Clip-Cov and KL-Cov 2505.22617; DRO (per token, the
+    advantage in place of its value function) 2405.19107; top-entropy tokens 2506.01939.
     """
     kept = torch.ones_like(rows.row_of_token, dtype=torch.bool)
     if rows.completion_mask is not None:
@@ -94,9 +104,14 @@ def policy_loss(logps: Tensor, entropy: Tensor, rows: LossRows, spec: LossSpec) 
     else:
         denominator = float(max(1, len(row_tokens)))
 
+    sampled = sampled_tokens(rows, row_tokens)
+    heard = high_entropy(entropy.detach(), rows, spec, sampled)
+    chosen = covariance_tokens(logps.detach(), rows, spec, sampled)
     total = logps.new_zeros(())
     for r, tokens in row_tokens.items():
-        loss = _row_loss(logps[tokens], entropy[tokens], rows, r, tokens, spec)
+        loss = _row_loss(
+            logps[tokens], entropy[tokens], rows, r, tokens, spec, heard[tokens], chosen[tokens]
+        )
         if aggregation == "sequence_mean":
             loss = loss / len(tokens)
         elif aggregation == "sequence_sum" and spec.max_completion_length is not None:
@@ -106,7 +121,14 @@ def policy_loss(logps: Tensor, entropy: Tensor, rows: LossRows, spec: LossSpec) 
 
 
 def _row_loss(
-    logps: Tensor, entropy: Tensor, rows: LossRows, r: int, tokens: Tensor, spec: LossSpec
+    logps: Tensor,
+    entropy: Tensor,
+    rows: LossRows,
+    r: int,
+    tokens: Tensor,
+    spec: LossSpec,
+    heard: Tensor,
+    chosen: Tensor,
 ) -> Tensor:
     """(tokens of row r,) policy term times correction, plus KL, minus entropy bonus."""
     dtype = logps.dtype
@@ -123,10 +145,12 @@ def _row_loss(
     old = logps.detach() if old is None else old
     rollout = of_row(rows.rollout_logps)
     log_ratio = logps - old
-    sequence = spec.ratio_level == "sequence" or (
-        spec.ratio_level is None and spec.loss_type in ("gspo", "luspo")
-    )
-    log_weight = log_ratio.mean().expand_as(log_ratio) if sequence else log_ratio
+    level = spec.ratio_level
+    if level is None:
+        level = "sequence" if spec.loss_type in ("gspo", "luspo") else "token"
+    log_weight = log_ratio if level == "token" else log_ratio.mean().expand_as(log_ratio)
+    if level == "sequence_token":
+        log_weight = log_weight.detach() + log_ratio - log_ratio.detach()
 
     correction = torch.ones_like(logps)
     if spec.is_correction != "none" and rollout is not None and not human:
@@ -135,7 +159,7 @@ def _row_loss(
         p = logps.exp()
         policy = -A * p / (p + spec.luffy_gamma)
     else:
-        policy = _policy_term(logps, log_ratio, log_weight, A, correction, spec)
+        policy = _policy_term(logps, log_ratio, log_weight, A, correction, spec, chosen)
     if spec.loss_type != "vespo":
         policy = policy * correction
     if spec.off_policy_mask_threshold is not None and not human:
@@ -143,7 +167,7 @@ def _row_loss(
         drift = (behaviour - logps).detach()
         drift = torch.where(drift.isnan(), 0.0, drift).mean()
         policy = policy * ~((A < 0) & (drift > spec.off_policy_mask_threshold))
-    loss = policy - spec.entropy_coef * entropy
+    loss = (policy - spec.entropy_coef * entropy) * heard
     ref = of_row(rows.ref_logps)
     if spec.beta:
         assert ref is not None
@@ -153,15 +177,28 @@ def _row_loss(
 
 
 def _importance(log_ratio: Tensor, spec: LossSpec) -> Tensor:
-    """Truncated (Ionides 2008) or masked pi_old / pi_rollout, by token or geometric mean."""
+    """Truncated (Ionides 2008) or masked pi_old / pi_rollout: the token's, the product over the
+    row or its geometric mean."""
     log_ratio = torch.where(log_ratio.isnan(), 0.0, log_ratio)
     if spec.is_correction.startswith("sequence"):
+        log_ratio = log_ratio.sum().expand_as(log_ratio)
+    elif spec.is_correction.startswith("geometric"):
         log_ratio = log_ratio.mean().expand_as(log_ratio)
     weight = log_ratio.exp()
     low = spec.is_floor or 0.0
+    high = math.inf if spec.is_cap is None else spec.is_cap
     if spec.is_correction.endswith("truncate"):
-        return weight.clamp(low, spec.is_cap)
-    return torch.where((weight < low) | (weight > spec.is_cap), 0.0, weight)
+        return weight.clamp(low, high)
+    return torch.where((weight < low) | (weight > high), 0.0, weight)
+
+
+def _binary_divergence(logps: Tensor, old: Tensor, spec: LossSpec) -> Tensor:
+    """Divergence of old and new policy on the two events "this token" and "any other"."""
+    p, mu = logps.exp(), old.exp()
+    if spec.loss_type == "dppo_tv":
+        return (p - mu).abs()
+    rest, old_rest = (1 - p).clamp(min=1e-8), (1 - mu).clamp(min=1e-8)
+    return mu * (old - logps) + old_rest * (old_rest / rest).log()
 
 
 def _policy_term(
@@ -171,6 +208,7 @@ def _policy_term(
     A: Tensor,
     correction: Tensor,
     spec: LossSpec,
+    chosen: Tensor,
 ) -> Tensor:
     def pick(condition: Tensor, yes: float, no: float) -> Tensor:
         # torch.where on two numbers would compute in float32
@@ -180,8 +218,10 @@ def _policy_term(
     upper = spec.epsilon if spec.epsilon_high is None else spec.epsilon_high
     if spec.loss_type == "reinforce":
         return -A * logps
+    if spec.loss_type == "dro":
+        return -A * logps + spec.dro_beta / 2 * log_ratio**2
     if spec.loss_type == "cispo":
-        return -ratio.clamp(max=upper).detach() * A * logps
+        return -ratio.clamp(spec.ratio_floor, upper).detach() * A * logps
     if spec.loss_type == "sapo":
         tau = pick(A > 0, spec.sapo_temperature_pos, spec.sapo_temperature_neg)
         return -torch.sigmoid(tau * (ratio - 1)) * 4 / tau * A
@@ -198,8 +238,16 @@ def _policy_term(
         k = pick(A >= 0, spec.vespo_k_pos, spec.vespo_k_neg)
         rate = pick(A >= 0, spec.vespo_lambda_pos, spec.vespo_lambda_neg)
         return -torch.exp(rate) * w**k * torch.exp(-rate * w) * A * logps
+    if spec.loss_type.startswith("dppo"):
+        old = logps - log_ratio
+        limit = pick(A > 0, upper, spec.epsilon)
+        leaves = (_binary_divergence(logps, old, spec) > limit) & ((ratio > 1) == (A > 0))
+        return -(ratio.clamp(max=spec.ratio_cap) * ~leaves).detach() * A * logps
+    if spec.loss_type == "kl_cov":
+        return -ratio * A + spec.kl_cov_coef * log_ratio.abs() * chosen
     free = ratio if spec.delta is None else ratio.clamp(max=spec.delta)
-    return -torch.minimum(free * A, ratio.clamp(1 - spec.epsilon, 1 + upper) * A)
+    clipped = -torch.minimum(free * A, ratio.clamp(1 - spec.epsilon, 1 + upper) * A)
+    return torch.where(chosen, 0.0, clipped)
 
 
 def group_advantages(

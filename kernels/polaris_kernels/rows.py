@@ -40,6 +40,10 @@ class LossRows:
     """(R,) float: factor of the row's loss. 0 drops the row: no GEMM, no metric, no count."""
     is_human: Tensor | None = None
     """(R,) bool: rows that were not sampled; never corrected for the rollout engine."""
+    entropy_threshold: float | Tensor | None = None
+    """With `LossSpec.top_entropy_quantile`: the least entropy (nats) whose tokens keep their policy
+    loss, a number or a () tensor, taken by the caller over the *global* batch. None: the quantile
+    of this `LossRows` alone."""
     denominator: float | Tensor | None = None
     """What the sum is divided by, over the *global* batch (all micro-batches, all ranks): its loss
     tokens for `token_mean`, its rows for `sequence_mean` and `sequence_sum`. None: counted in this
@@ -120,6 +124,11 @@ class LossRows:
                     f"{caller}: rows.denominator must be above 0, got {self.denominator}; "
                     "give the global count of loss tokens (or rows)"
                 )
+        if isinstance(self.entropy_threshold, Tensor) and self.entropy_threshold.dim():
+            raise ValueError(
+                f"{caller}: rows.entropy_threshold must be a number or a () tensor, got "
+                f"{tuple(self.entropy_threshold.shape)}; take one quantile over the batch"
+            )
         if device.type == "cpu" and T:
             low, high = (int(x) for x in torch.aminmax(self.row_of_token))
             if low < 0 or high >= R:
@@ -157,6 +166,8 @@ class TokenView:
     """(K,) bool"""
     kept: Tensor | None = None
     """(K,) 1 where the token carries loss"""
+    entropy_threshold: float | Tensor | None = None
+    """as in `LossRows`"""
 
     def __getitem__(self, tokens: slice) -> "TokenView":
         """The same view of some tokens; `row_tokens` stays that of whole rows."""
@@ -253,6 +264,7 @@ def view_rows(
         rollout_logps=per_token(rows.rollout_logps),
         is_human=None if rows.is_human is None else rows.is_human.bool()[row],
         kept=kept,
+        entropy_threshold=rows.entropy_threshold,
     )
     view = replace(view, row_tokens=view.row_sum(torch.ones_like(counted)))
     return replace(view, weight=_token_weight(rows, spec, view, counted))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from polaris_kernels import LossRows, LossSpec, reference
+from polaris_kernels.reference_selection import covariances
+from polaris_kernels.spec import COVARIANCE_LOSSES
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,31 @@ def reference_loss(head: Head, rows: LossRows, spec: LossSpec) -> Tensor:
     """The oracle's scalar loss."""
     plain = head.plain()
     return reference.policy_loss(plain.logps, plain.entropy, rows, spec)
+
+
+def selection_is_clear(head: Head, rows: LossRows, spec: LossSpec) -> bool:
+    """False where rounding could decide which tokens a covariance loss or a quantile singles out.
+
+    Two tokens always share one covariance, and a row of equal advantages has none.
+    """
+    kept = torch.ones(rows.row_of_token.shape, dtype=torch.bool)
+    if rows.completion_mask is not None:
+        kept = kept & (rows.completion_mask != 0)
+    for off in (rows.is_human, None if rows.row_weight is None else rows.row_weight == 0):
+        if off is not None:
+            kept = kept & ~off[rows.row_of_token]
+    with torch.no_grad():
+        plain = head.to(torch.float64).plain()
+    values = []
+    if spec.top_entropy_quantile < 1.0:
+        values.append(plain.entropy[kept])
+    if spec.loss_type in COVARIANCE_LOSSES:
+        per_row = rows.advantages.shape[0] == rows.num_rows
+        A = rows.advantages[rows.row_of_token] if per_row else rows.advantages
+        parts = covariances(plain.logps[kept].tolist(), A[kept].tolist())
+        edges = [spec.clip_cov_lb, spec.clip_cov_ub] if spec.loss_type == "clip_cov" else []
+        values.append(torch.tensor(parts + edges, dtype=torch.float64))
+    return all(bool((v.sort().values.diff() > 1e-9).all()) for v in values)
 
 
 def assert_close(ours: Tensor, exact: Tensor, tolerance: float = 1e-11, name: str = "") -> None:

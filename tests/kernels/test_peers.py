@@ -5,6 +5,7 @@ Ratios lie in [.5, 2] and at least 10 % of the tokens are clipped: at ratio 1 al
 
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -93,7 +94,10 @@ def trl_self(spec: LossSpec, batch: Batch, *, corrected: bool, entropy_coef: flo
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     accelerator = SimpleNamespace(
-        num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x
+        num_processes=1,
+        gather=lambda x: x,
+        reduce=lambda x, reduction: x,
+        pad_across_processes=lambda x, dim, pad_index: x,
     )
     args = SimpleNamespace(
         delta=spec.delta,
@@ -106,7 +110,7 @@ def trl_self(spec: LossSpec, batch: Batch, *, corrected: bool, entropy_coef: flo
         vespo_lambda_neg=spec.vespo_lambda_neg,
         steps_per_generation=1,
     )
-    return SimpleNamespace(
+    me = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *_, **__: (batch.logps, batch.entropy, None),
         get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
         get_gamma_weights=GRPOTrainer.get_gamma_weights,
@@ -118,7 +122,7 @@ def trl_self(spec: LossSpec, batch: Batch, *, corrected: bool, entropy_coef: flo
         loss_type="grpo" if spec.loss_type == "gspo" else spec.loss_type,
         importance_sampling_level="sequence" if spec.uses_sequence_ratio else "token",
         max_completion_length=spec.max_completion_length,
-        top_entropy_quantile=1.0,
+        top_entropy_quantile=spec.top_entropy_quantile,
         off_policy_mask_threshold=spec.off_policy_mask_threshold,
         aux_loss_enabled=False,
         use_vllm=corrected,
@@ -130,6 +134,8 @@ def trl_self(spec: LossSpec, batch: Batch, *, corrected: bool, entropy_coef: flo
         _entropy_bonus_enabled=entropy_coef != 0.0,
         _metrics={"train": defaultdict(list)},
     )
+    me.get_high_entropy_mask = partial(GRPOTrainer.get_high_entropy_mask, me)
+    return me
 
 
 def trl_loss(spec: LossSpec, batch: Batch, *, corrected: bool = False, entropy_coef: float = 0.0):
@@ -198,6 +204,31 @@ def test_trl_agrees_on_the_entropy_bonus():
     spec = LossSpec(**COMMON, entropy_coef=0.05)
     theirs = trl_loss(LossSpec(**COMMON), batch, entropy_coef=0.05)[0]
     batch.agree(batch.ours(spec).loss, theirs, 1e-10)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        LossSpec(loss_type="cispo", epsilon_high=1.02, ratio_level="sequence"),
+        LossSpec(loss_type="sapo", sapo_temperature_neg=1.25, ratio_level="sequence"),
+    ],
+    ids=lambda spec: spec.loss_type,
+)
+def test_trl_agrees_on_row_ratios_of_losses_with_token_ratios(spec):
+    batch = Batch(torch.float64, clip=0.2)
+    ours = batch.ours(spec)
+    batch.agree(ours.loss, trl_loss(spec, batch)[0], 1e-10)
+    if spec.loss_type == "cispo":
+        assert ours.metrics["num_clip_high"] >= 0.1 * ours.metrics["num_tokens"]
+
+
+@pytest.mark.parametrize("name", ["dapo", "grpo", "gspo", "luspo", "cispo", "vespo", "sapo"])
+def test_trl_agrees_on_the_top_entropy_quantile(name):
+    batch = Batch(torch.float64, clip=0.2)
+    spec = replace(CASES[name], beta=0.1, top_entropy_quantile=0.3)
+    ours = batch.ours(spec)
+    assert ours.metrics["num_high_entropy"] == 12 and ours.metrics["num_tokens"] == 39
+    batch.agree(ours.loss, trl_loss(spec, batch)[0], 1e-10)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
