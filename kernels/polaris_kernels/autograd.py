@@ -3,31 +3,20 @@
 Shapes: `N tokens . D hidden . V vocab`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .backends.base import HeadBackend, HeadGradients, Statistics, Wanted
-from .metrics import Metrics
-from .objective import Objective, TokenGradients
-from .problem import HeadProblem, accumulation_dtype
+from .accumulation import assert_is_one
+from .backends.base import HeadBackend, Wanted
+from .loss_call import LossCall, cut_gradients
+from .objective import TokenGradients
+from .problem import HeadProblem, accumulation_dtype, without_autocast
 
 LOGP_OUTPUTS = ("logp", "entropy", "lse")
-
-
-@dataclass
-class LossCall:
-    """What one loss call hands to its autograd node, and gets back beside the loss."""
-
-    problem: HeadProblem
-    objective: Objective
-    backend: HeadBackend
-    wanted: Wanted
-    statistics: Statistics | None = None
-    metrics: Metrics | None = None
 
 
 class LossFunction(torch.autograd.Function):
@@ -35,13 +24,17 @@ class LossFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, call: LossCall, hidden: Tensor, weight: Tensor, bias: Tensor | None
+        ctx: FunctionCtx,
+        call: LossCall,
+        found: dict[str, Any],
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
     ) -> Tensor:
         # hidden, weight and bias are in `call.problem` already: here they are the graph's leaves
-        statistics, gradients = _loss_pass(call)
-        loss, call.metrics = call.objective.finish(statistics.logp, statistics.entropy)
-        call.statistics = statistics
+        loss, found["metrics"], found["statistics"], gradients = call.run()
         ctx.gradients = gradients  # type: ignore[attr-defined]
+        ctx.is_accumulated = call.weight_into is not None  # type: ignore[attr-defined]
         ctx.dtypes = tuple(  # type: ignore[attr-defined]
             None if x is None else x.dtype for x in (hidden, weight, bias)
         )
@@ -56,36 +49,19 @@ class LossFunction(torch.autograd.Function):
                 "linear_grpo_loss: backward ran a second time, but its gradients are made once, in "
                 "forward, and handed over in the first backward; compute the loss again"
             )
+        if ctx.is_accumulated:
+            assert_is_one(grad_loss)
         made = (gradients.hidden, gradients.weight, gradients.bias)
         # no other reference may live on, so that autograd takes the tensors without a copy
         del gradients
-        return None, *(
-            None if g is None else _scaled(g, grad_loss).to(dtype)
-            for g, dtype in zip(made, ctx.dtypes, strict=True)
+        return (
+            None,
+            None,
+            *(
+                None if g is None else scaled(g, grad_loss).to(dtype)
+                for g, dtype in zip(made, ctx.dtypes, strict=True)
+            ),
         )
-
-
-def _loss_pass(call: LossCall) -> tuple[Statistics, HeadGradients]:
-    problem, objective, backend = call.problem, call.objective, call.backend
-    if not call.wanted.any:
-        return backend.statistics(problem), HeadGradients(None, None, None)
-    if not objective.needs_whole_rows or backend.num_chunks(problem) <= 1:
-        return backend.gradients(
-            problem,
-            lambda tokens, s: objective.gradients(tokens, s.logp, s.entropy),
-            call.wanted,
-            entropy_gradient=objective.uses_entropy_gradient,
-        )
-    # two phases: log-probs of all rows, their coefficients, then the gradients
-    first = backend.statistics(problem)
-    whole = objective.gradients(slice(0, problem.num_tokens), first.logp, first.entropy)
-    _, gradients = backend.gradients(
-        problem,
-        lambda tokens, _: cut_gradients(whole, tokens),
-        call.wanted,
-        entropy_gradient=whole.entropy is not None,
-    )
-    return first, gradients
 
 
 class LogpsFunction(torch.autograd.Function):
@@ -113,6 +89,7 @@ class LogpsFunction(torch.autograd.Function):
         if wanted.weight or wanted.bias:
             statistics = backend.statistics(problem)
             ctx.backend, ctx.wanted = backend, wanted
+            ctx.device = hidden.device
             # the tensors go through autograd: it notices in-place changes, and a sharding engine
             # gathers the very parameter again before backward
             empty = hidden.new_empty(0)
@@ -140,22 +117,17 @@ class LogpsFunction(torch.autograd.Function):
             assert total is not None
             return *head, total.to(ctx.dtypes[0]), None, None
         known = TokenGradients(**({"logp": None} | dict(zip(ctx.outputs, grads, strict=True))))
-        _, made = ctx.backend.gradients(
-            _restored(ctx),
-            lambda tokens, _: cut_gradients(known, tokens),
-            ctx.wanted,
-            entropy_gradient=known.entropy is not None,
-        )
+        with without_autocast(ctx.device):
+            _, made = ctx.backend.gradients(
+                _restored(ctx),
+                lambda tokens, _: cut_gradients(known, tokens),
+                ctx.wanted,
+                entropy_gradient=known.entropy is not None,
+            )
         return *head, *(
             None if g is None else g.to(dtype)
             for g, dtype in zip((made.hidden, made.weight, made.bias), ctx.dtypes, strict=True)
         )
-
-
-def cut_gradients(whole: TokenGradients, tokens: slice) -> TokenGradients:
-    """The part of `whole` that belongs to some tokens."""
-    parts = (whole.logp, whole.entropy, whole.lse)
-    return TokenGradients(*(None if part is None else part[tokens] for part in parts))
 
 
 def _restored(ctx: Any) -> HeadProblem:
@@ -169,7 +141,7 @@ def _restored(ctx: Any) -> HeadProblem:
     )
 
 
-def _scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
+def scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
     # reading the number is free on a CPU, and 1 is what `loss.backward()` sends
     if grad_loss.device.type == "cpu" and grad_loss == 1:
         return gradient

@@ -1,8 +1,6 @@
-"""The head's public functions and module: log-probs and policy losses straight from hidden states.
+"""The head's public functions: log-probs and policy losses straight from hidden states.
 
-    from polaris_kernels import FusedHead, LossRows, LossSpec
-    model.lm_head = FusedHead.from_linear(model.lm_head)
-    out = model.lm_head(hidden, targets=targets, rows=LossRows(...), spec=LossSpec(...))
+    out = linear_grpo_loss(hidden, weight, targets, rows=LossRows(...), spec=LossSpec(...))
     out.loss.backward()
 
 Shapes: `N tokens . D hidden . V vocab . R rows . K tokens with loss`.
@@ -11,17 +9,17 @@ Shapes: `N tokens . D hidden . V vocab . R rows . K tokens with loss`.
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from .autograd import LOGP_OUTPUTS, LogpsFunction, LossCall, LossFunction
-from .backends import get_backend
-from .backends.base import Wanted
+from .accumulation import gradient_buffer
+from .autograd import LOGP_OUTPUTS, LogpsFunction, LossFunction
+from .backends.base import Statistics, Wanted
+from .loss_call import prepare_head, prepare_loss
 from .metrics import Metrics
-from .objective import CallbackObjective, Objective, SpecObjective
-from .problem import accumulation_dtype, check_temperature, make_problem
-from .rows import LossFn, LossRows, TokenView, scatter_tokens, select_tokens, view_rows
+from .problem import HeadOptions, compute_dtype_of, without_autocast
+from .rows import LossFn, LossRows
 from .spec import LossSpec
+from .vocab_parallel import VocabParallel
 
 
 class TokenLogps(NamedTuple):
@@ -58,6 +56,7 @@ def linear_logps(
     return_entropy: bool = False,
     return_lse: bool = False,
     chunk_bytes: int | None = None,
+    vocab: VocabParallel | None = None,
     backend: str | None = None,
 ) -> TokenLogps:
     """log softmax(z)[target], z = logit_scale (hidden @ weight.T + bias) / temperature.
@@ -74,6 +73,8 @@ def linear_logps(
         return_entropy: also the entropy in nats, differentiable.
         return_lse: also logsumexp(z), differentiable.
         chunk_bytes: budget of the logits that exist at a time; None: by device.
+        vocab: `weight` and `bias` are this rank's shard of a vocabulary cut over a process group;
+            targets are ids of the whole. See `VocabParallel`.
         backend: name of a backend; None: the environment's or the device's.
 
     Returns:
@@ -82,29 +83,26 @@ def linear_logps(
 
     Not handled: infinite logits (a bias of -inf).
     """
-    shape = targets.shape
-    hidden = hidden.reshape(-1, hidden.shape[-1])
-    problem = make_problem(
-        hidden,
-        weight,
-        targets.reshape(-1),
-        bias=bias,
+    options = HeadOptions(
         temperature=temperature,
         softcap=softcap,
         logit_scale=logit_scale,
         logits_dtype=logits_dtype,
         chunk_bytes=chunk_bytes,
-        caller="linear_logps",
+        backend=backend,
+        vocab=vocab,
+        compute_dtype=compute_dtype_of(hidden, weight),
     )
-    chosen = get_backend(hidden.device, backend)
     asked = {"logp": True, "entropy": return_entropy, "lse": return_lse}
     outputs = tuple(name for name in LOGP_OUTPUTS if asked[name])
-    wanted = _wanted(hidden, weight, bias)
-    if wanted.any:
-        results = LogpsFunction.apply(problem, chosen, outputs, wanted, hidden, weight, bias)
-    else:
-        statistics = chosen.statistics(problem)
-        results = tuple(getattr(statistics, name) for name in outputs)
+    shape = targets.shape
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    run = _logps
+    if torch.compiler.is_compiling():
+        from . import compiled
+
+        run = compiled.logps
+    results = run(hidden, weight, bias, targets, options, outputs, _wanted(hidden, weight, bias))
     if len(shape) != 1:
         # a view only where the layout asks for one: FSDP2's hooks warn about returned views
         results = tuple(x.view(shape) for x in results)
@@ -127,9 +125,12 @@ def linear_grpo_loss(
     logit_scale: float = 1.0,
     logits_dtype: str = "fp32",
     chunk_bytes: int | None = None,
+    vocab: VocabParallel | None = None,
+    grad_scale: float | Tensor = 1.0,
+    accumulate_into: str | None = None,
     backend: str | None = None,
 ) -> GRPOLossOutput:
-    """sum_t w_t L_t over the tokens of `rows`; its gradients are made in forward.
+    """grad_scale * sum_t w_t L_t over the tokens of `rows`; its gradients are made in forward.
 
     Tokens outside the mask and rows of weight 0 never enter a GEMM (on CUDA: when
     `rows.token_index` names the others); their hidden gradient is 0, whatever they hold.
@@ -143,151 +144,110 @@ def linear_grpo_loss(
         loss_fn: (logps (C,), entropy (C,), `TokenView` of the C tokens) -> (C,) per-token losses,
             in torch ops; they are multiplied by `TokenView.weight` and summed (token mean).
         loss_fn_needs_whole_rows: call `loss_fn` once with all tokens, for sequence-level losses.
-        bias, temperature, softcap, logit_scale, logits_dtype, chunk_bytes, backend: as in
+        bias, temperature, softcap, logit_scale, logits_dtype, chunk_bytes, vocab, backend: as in
             `linear_logps`.
+        grad_scale: factor of the loss and its gradients (not of the metrics), a number or a device
+            scalar; taken into the coefficients before any rounding, so that the loss scale of fp16
+            training belongs here and not behind the loss.
+        accumulate_into: "grad" or "main_grad": add the weight's gradient to `weight.grad` (made
+            where it is None) or `weight.main_grad` during this call, in place of a second (V, D)
+            tensor; it is there before, and even without, backward. `loss.backward()` must then
+            come without a factor (pass `grad_scale`). Autograd brings nothing to the weight: its
+            hooks and DistributedDataParallel see no gradient, and a checkpointed region that
+            computes the loss twice adds it twice. See `accumulation`.
 
     Returns:
         `GRPOLossOutput`. Its loss can be backpropagated once, scaled by anything.
+
+    Under `torch.compile` a spec's loss is one operator of the graph; `loss_fn`, `vocab` and
+    `accumulate_into` run outside of it (a graph break). Make the spec once: another object, even an
+    equal one, compiles again.
     """
     caller = "linear_grpo_loss"
     if spec is not None and loss_fn is not None:
         raise ValueError(f"{caller}: give spec or loss_fn, not both; loss_fn is the whole loss")
-    spec = spec or LossSpec()
-    shape = targets.shape
-    hidden = hidden.reshape(-1, hidden.shape[-1])
-    targets = targets.reshape(-1)
-    num_tokens = targets.shape[0]
-    rows.validate(num_tokens, hidden.device, caller)
-    if loss_fn is None:
-        check_inputs_of_spec(rows, spec, caller)
-    index, kept = select_tokens(rows, num_tokens)
-    acc = accumulation_dtype(torch.promote_types(hidden.dtype, weight.dtype))
-    view = view_rows(rows, index, kept, spec, acc)
-    temperature = check_temperature(temperature, num_tokens, hidden.device, acc, caller)
-    # first compaction: index_select's own backward scatters the hidden gradient back
-    if index is not None:
-        hidden, targets = hidden.index_select(0, index), targets.index_select(0, index)
-        if isinstance(temperature, Tensor):
-            temperature = temperature.index_select(0, index)
-    elif kept is not None:
-        # 0 times an inf under the mask would be nan
-        hidden = torch.where(kept.unsqueeze(1), hidden, 0.0)
-        targets = targets.masked_fill(~kept, 0)
-    problem = make_problem(
-        hidden,
-        weight,
-        targets,
-        bias=bias,
+    options = HeadOptions(
         temperature=temperature,
         softcap=softcap,
         logit_scale=logit_scale,
         logits_dtype=logits_dtype,
         chunk_bytes=chunk_bytes,
-        caller=caller,
+        backend=backend,
+        vocab=vocab,
+        compute_dtype=compute_dtype_of(hidden, weight),
     )
-    call = LossCall(
-        problem=problem,
-        objective=build_objective(spec, loss_fn, loss_fn_needs_whole_rows, view),
-        backend=get_backend(hidden.device, backend),
-        wanted=_wanted(hidden, weight, bias),
+    shape = targets.shape
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    run = _grpo_loss
+    if torch.compiler.is_compiling():
+        from . import compiled
+
+        run = compiled.grpo_loss
+    loss, metrics, logps, entropy = run(
+        hidden,
+        weight,
+        bias,
+        targets,
+        rows,
+        spec or LossSpec(),
+        options,
+        _wanted(hidden, weight, bias),
+        loss_fn=loss_fn,
+        loss_fn_needs_whole_rows=loss_fn_needs_whole_rows,
+        grad_scale=grad_scale,
+        accumulate_into=accumulate_into,
     )
-    loss = cast(Tensor, LossFunction.apply(call, hidden, weight, bias))
-    statistics = call.statistics
-    assert statistics is not None and call.metrics is not None
-    return GRPOLossOutput(
-        loss=loss,
-        metrics=call.metrics,
-        logps=scatter_tokens(statistics.logp, index, view.kept, num_tokens).view(shape),
-        entropy=scatter_tokens(statistics.entropy, index, view.kept, num_tokens).view(shape),
-    )
+    return GRPOLossOutput(loss, metrics, logps.view(shape), entropy.view(shape))
 
 
-class FusedHead(nn.Linear):
-    """An `nn.Linear` that turns hidden states into log-probs or a loss when it is given targets.
-
-    Calling it as a module is what lets ZeRO-3 and FSDP2 gather the weight, before forward and again
-    before backward, and what keeps tied weights one parameter.
-    """
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear) -> "FusedHead":
-        """A head over the very parameters of `linear` (tied weights stay tied).
-
-        A layer that changes its output by other means than weight and bias (an adapter, a
-        parametrization, a quantized layer) is refused: the fused pass would leave that out.
-        """
-        if type(linear) not in (nn.Linear, cls):
-            raise ValueError(
-                f"FusedHead.from_linear: got {type(linear).__module__}.{type(linear).__qualname__},"
-                " not a plain nn.Linear; merge or remove its adapter or parametrization first"
-            )
-        head = cls(
-            linear.in_features,
-            linear.out_features,
-            bias=linear.bias is not None,
-            device="meta",
-            dtype=linear.weight.dtype,
-        )
-        head.weight = linear.weight
-        head.bias = linear.bias
-        return head.train(linear.training)
-
-    def forward(  # type: ignore[override]
-        self,
-        hidden: Tensor,
-        *,
-        targets: Tensor | None = None,
-        rows: LossRows | None = None,
-        **options: Any,
-    ) -> Tensor | TokenLogps | GRPOLossOutput:
-        """Logits without targets, `TokenLogps` with targets, `GRPOLossOutput` with rows too.
-
-        Args:
-            hidden: (..., D).
-            targets: (...) integers.
-            rows: the loss's inputs.
-            options: keywords of `linear_logps` or `linear_grpo_loss`, except `bias`.
-        """
-        if targets is None:
-            if rows is not None or options:
-                given = ", ".join((["rows"] if rows is not None else []) + sorted(options))
-                raise ValueError(f"FusedHead: {given} given without targets; pass targets too")
-            return F.linear(hidden, self.weight, self.bias)
-        if rows is None:
-            return linear_logps(hidden, self.weight, targets, bias=self.bias, **options)
-        return linear_grpo_loss(hidden, self.weight, targets, rows=rows, bias=self.bias, **options)
-
-    def logps(self, hidden: Tensor, *, targets: Tensor, **options: Any) -> TokenLogps:
-        """`linear_logps` through the module, hooks and all; options as there."""
-        return cast(TokenLogps, self(hidden, targets=targets, **options))
+def _logps(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    options: HeadOptions,
+    outputs: tuple[str, ...],
+    wanted: Wanted,
+) -> tuple[Tensor, ...]:
+    """The asked outputs of hidden (N, D), in eager mode."""
+    with without_autocast(hidden.device):
+        problem, backend = prepare_head(hidden, weight, bias, targets, options, "linear_logps")
+        if wanted.any:
+            found = LogpsFunction.apply(problem, backend, outputs, wanted, hidden, weight, bias)
+            return cast(tuple[Tensor, ...], found)
+        statistics = backend.statistics(problem)
+        return tuple(getattr(statistics, name) for name in outputs)
 
 
-def build_objective(
-    spec: LossSpec, loss_fn: LossFn | None, needs_whole_rows: bool, view: TokenView
-) -> Objective:
-    """The loss of one call: the user's when there is one, else the spec's."""
-    if loss_fn is None:
-        return SpecObjective(spec, view)
-    return CallbackObjective(loss_fn, view, whole_rows=needs_whole_rows)
-
-
-def check_inputs_of_spec(rows: LossRows, spec: LossSpec, caller: str) -> None:
-    """ValueError when the spec needs a field that the rows do not have."""
-    if spec.beta > 0 and rows.ref_logps is None:
-        raise ValueError(
-            f"{caller}: spec.beta={spec.beta} needs rows.ref_logps, got None; pass the reference "
-            "model's log-probs or set beta to 0"
-        )
-    if spec.is_correction != "none" and rows.rollout_logps is None:
-        raise ValueError(
-            f"{caller}: spec.is_correction={spec.is_correction!r} needs rows.rollout_logps, got "
-            "None; pass the engine's log-probs or set is_correction to 'none'"
-        )
-    if spec.human_ratio == "luffy" and rows.is_human is None:
-        raise ValueError(
-            f"{caller}: spec.human_ratio='luffy' needs rows.is_human, got None; mark the rows or "
-            "set human_ratio to 'same'"
-        )
+def _grpo_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    rows: LossRows,
+    spec: LossSpec,
+    options: HeadOptions,
+    wanted: Wanted,
+    *,
+    loss_fn: LossFn | None,
+    loss_fn_needs_whole_rows: bool,
+    grad_scale: float | Tensor,
+    accumulate_into: str | None,
+) -> tuple[Tensor, Metrics, Tensor, Tensor]:
+    """Loss, metrics, log-probs and entropies of hidden (N, D), in eager mode."""
+    with without_autocast(hidden.device):
+        call, kept_hidden = prepare_loss(
+            hidden, weight, bias, targets, rows, spec, options, wanted,
+            loss_fn=loss_fn, loss_fn_needs_whole_rows=loss_fn_needs_whole_rows,
+        )  # fmt: skip
+        call.grad_scale = grad_scale
+        if accumulate_into is not None and torch.is_grad_enabled():
+            call.weight_into = gradient_buffer(weight, accumulate_into, "linear_grpo_loss")
+        found: dict[str, Any] = {}
+        loss = cast(Tensor, LossFunction.apply(call, found, kept_hidden, weight, bias))
+    statistics: Statistics = found["statistics"]
+    logps, entropy = call.scatter(statistics.logp), call.scatter(statistics.entropy)
+    return loss, found["metrics"], logps, entropy
 
 
 def _wanted(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Wanted:

@@ -6,10 +6,14 @@ Shapes: `N tokens . D hidden . V vocab`. The distribution is softmax(z) with
     z = u / temperature                     or softcap * tanh(u / softcap) / temperature
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .vocab_parallel import VocabParallel
 
 LOGITS_DTYPES = ("fp32", "bf16")
 
@@ -17,6 +21,21 @@ LOGITS_DTYPES = ("fp32", "bf16")
 # and 2,161 on a GPU, where every chunk reads and writes the whole weight gradient
 CHUNK_BYTES_CPU = 512 * 2**20
 CHUNK_BYTES_GPU = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """The keywords that the head's functions share; `linear_logps` describes them."""
+
+    temperature: float | Tensor = 1.0
+    softcap: float | None = None
+    logit_scale: float = 1.0
+    logits_dtype: str = "fp32"
+    chunk_bytes: int | None = None
+    backend: str | None = None
+    vocab: VocabParallel | None = None
+    compute_dtype: torch.dtype | None = None
+    """`compute_dtype_of` the operands under the autocast of the call"""
 
 
 @dataclass(frozen=True)
@@ -80,13 +99,17 @@ def make_problem(
     logits_dtype: str,
     chunk_bytes: int | None,
     caller: str,
+    compute_dtype: torch.dtype | None = None,
+    total_vocab: int | None = None,
 ) -> HeadProblem:
-    """Validate and cast; under autocast the compute dtype is autocast's, as for `F.linear`.
+    """Validate and cast.
 
     Args:
         hidden: (N, D) float; (V, D) `weight` of another dtype is promoted with it.
-        targets: (N,) integers; checked against V on the CPU.
+        targets: (N,) integers; checked against the vocabulary on the CPU.
         caller: name of the public function, for error messages.
+        compute_dtype: None: `compute_dtype_of` the two.
+        total_vocab: ids that targets may take, where `weight` is a shard; None: V.
     """
     _check_shapes(hidden, weight, targets, bias, caller)
     if logits_dtype not in LOGITS_DTYPES:
@@ -98,24 +121,43 @@ def make_problem(
     if chunk_bytes is not None and chunk_bytes < 1:
         raise ValueError(f"{caller}: chunk_bytes must be 1 or more, got {chunk_bytes}")
     device = hidden.device
-    compute = torch.promote_types(hidden.dtype, weight.dtype)
-    if torch.is_autocast_enabled(device.type) and compute != torch.float64:
-        compute = torch.get_autocast_dtype(device.type)
+    compute = compute_dtype or compute_dtype_of(hidden, weight)
     acc = accumulation_dtype(compute)
     if chunk_bytes is None:
         chunk_bytes = CHUNK_BYTES_CPU if device.type == "cpu" else CHUNK_BYTES_GPU
     return HeadProblem(
         hidden=hidden.detach().to(compute),
         weight=weight.detach().to(compute),
-        targets=check_targets(targets, weight.shape[0], caller),
+        targets=check_targets(targets, total_vocab or weight.shape[0], caller),
         bias=None if bias is None else bias.detach().to(acc),
         temperature=check_temperature(temperature, hidden.shape[0], device, acc, caller),
         softcap=softcap,
         logit_scale=float(logit_scale),
         rounds_logits=logits_dtype == "bf16",
         chunk_bytes=chunk_bytes,
-        hidden_grad_dtype=torch.float32 if hidden.dtype == torch.float16 else hidden.dtype,
+        hidden_grad_dtype=hidden_grad_dtype_of(hidden),
     )
+
+
+def compute_dtype_of(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """Dtype of the GEMMs' operands: promoted, or under autocast autocast's, as for `F.linear`."""
+    compute = torch.promote_types(hidden.dtype, weight.dtype)
+    if torch.is_autocast_enabled(hidden.device.type) and compute != torch.float64:
+        return torch.get_autocast_dtype(hidden.device.type)
+    return compute
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """For the inside of the head, whose operands have their dtypes already: autocast would narrow
+    the fp32 GEMMs."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def hidden_grad_dtype_of(hidden: Tensor) -> torch.dtype:
+    """Dtype of the hidden gradient until grad_output has come in: see `HeadProblem`."""
+    return torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
 
 
 def _check_shapes(

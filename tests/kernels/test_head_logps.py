@@ -110,7 +110,7 @@ def test_weight_gradient_over_many_chunks_is_as_good_as_over_one(dtype):
     no_worse_than_torch(many, one, exact, factor=1.5)
 
 
-@pytest.mark.parametrize("V", [7, 50_257, 151_936])
+@pytest.mark.parametrize("V", [7, 50_257, 151_936, 248_320])
 def test_odd_vocabularies_have_no_phantom_mass(V):
     head = make_head(3, 5, V, dtype=torch.float32, bias=True)
     ours, exact = run(head, **EVERYTHING), head.to(torch.float64).plain()
@@ -214,6 +214,31 @@ def test_buffers_made_in_inference_mode_serve_later_calls():
     with torch.inference_mode():
         run(head)
     run(head).logps.sum().backward()
+
+
+def test_inference_tensors_are_read_but_not_trained_through():
+    head = make_head(dtype=torch.float32)
+    with torch.inference_mode():
+        hidden = head.hidden.clone()
+    assert hidden.is_inference()
+    expected = run(head).logps
+    with torch.no_grad():
+        assert torch.equal(linear_logps(hidden, head.weight, head.targets).logps, expected)
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        linear_logps(hidden, head.weight, head.targets)
+
+
+@pytest.mark.parametrize("D", [1, 3, 63])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_any_hidden_size_will_do(D, dtype):
+    exact_head = make_head(9, D, 65, bias=True, scale=0.5).to(dtype).to(torch.float64)
+    head = exact_head.to(dtype)
+    exact, plain, ours = exact_head.plain(), head.plain(), run(head, **EVERYTHING)
+    for a, b, c in zip(
+        grads(mixed(ours), head), grads(mixed(plain), head), grads(mixed(exact), exact_head),
+        strict=True,
+    ):  # fmt: skip
+        no_worse_than_torch(a, b, c)
 
 
 def test_bitwise_repeatable():

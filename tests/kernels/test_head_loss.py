@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from polaris_kernels import (
     LossRows,
@@ -18,7 +16,7 @@ from polaris_kernels import (
 from polaris_kernels import (
     rows as rows_module,
 )
-from polaris_kernels.spec import AGGREGATIONS, IS_CORRECTIONS, KL_ESTIMATORS, LOSS_TYPES
+from polaris_kernels.spec import LOSS_TYPES
 from polaris_kernels.testing import no_worse_than_torch
 
 from .cases import Head, as_float32, assert_close, grads, make_head, make_rows, reference_loss
@@ -38,75 +36,6 @@ def run(head: Head, rows: LossRows, spec: LossSpec | None = None, **options: Any
         bias=head.bias,
         **(head.options | options),
     )
-
-
-@st.composite
-def specs(draw: st.DrawFn) -> LossSpec:
-    loss_type = draw(st.sampled_from(LOSS_TYPES))
-    options: dict[str, Any] = dict(NEEDED.get(loss_type, {}))
-    clips = loss_type in ("grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo")
-    if clips:
-        options["epsilon_high"] = draw(st.sampled_from([None, 0.1, 0.4]))
-        options["delta"] = draw(st.sampled_from([None, 1.5]))
-    if clips and loss_type != "gspo":
-        options["ratio_level"] = draw(st.sampled_from([None, "token", "sequence"]))
-    corrections = [c for c in IS_CORRECTIONS if loss_type != "vespo" or "sequence" not in c]
-    return LossSpec(
-        loss_type=loss_type,
-        epsilon=draw(st.sampled_from([0.05, 0.2])),
-        aggregation=draw(st.sampled_from([None, *AGGREGATIONS])),
-        beta=draw(st.sampled_from([0.0, 0.1])),
-        kl_estimator=draw(st.sampled_from(KL_ESTIMATORS)),
-        kl_importance_correction=loss_type != "gmpo" and draw(st.booleans()),
-        entropy_coef=draw(st.sampled_from([0.0, 0.05])),
-        is_correction=draw(st.sampled_from(corrections)),
-        is_cap=draw(st.sampled_from([1.1, 2.0])),
-        is_floor=draw(st.sampled_from([None, 0.8])),
-        off_policy_mask_threshold=draw(st.sampled_from([None, 0.02])),
-        human_ratio=draw(st.sampled_from(["same", "luffy"])),
-        **options,
-    )
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    spec=specs(),
-    seed=st.integers(0, 10_000),
-    N=st.integers(1, 40),
-    R=st.integers(1, 6),
-    V=st.integers(2, 40),
-    chunk_tokens=st.sampled_from([1, 7, 1000]),
-    moved=st.booleans(),
-    per_token=st.booleans(),
-    masked=st.booleans(),
-    weighted=st.booleans(),
-    global_denominator=st.booleans(),
-    softcap=st.sampled_from([None, 4.0]),
-)
-def test_any_spec_shape_and_mask_matches_the_reference(
-    spec, seed, N, R, V, chunk_tokens, moved, per_token, masked, weighted, global_denominator,
-    softcap,
-):  # fmt: skip
-    head = make_head(N, 5, V, bias=True, seed=seed, temperature=0.9, softcap=softcap)
-    rows = make_rows(head, R, seed=seed)
-    g = torch.Generator().manual_seed(seed)
-    rows = replace(
-        rows,
-        old_logps=rows.old_logps if moved else None,
-        advantages=torch.randn(N if per_token else R, generator=g, dtype=torch.float64),
-        completion_mask=rows.completion_mask if masked else None,
-        row_weight=torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0, 1.0])[:R] if weighted else None,
-        denominator=100.0 if global_denominator else None,
-    )
-    if per_token and N == R:
-        # one number a row is what an ambiguous length means
-        rows = replace(rows, advantages=rows.advantages[:R])
-    ours = run(head, rows, spec, chunk_bytes=chunk_tokens * V * 8)
-    exact = reference_loss(head, rows, spec)
-    assert_close(ours.loss, exact, 1e-10)
-    if exact.requires_grad:
-        for a, b in zip(grads(ours.loss, head), grads(exact, head), strict=True):
-            assert_close(a, b, 1e-10)
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -312,6 +241,38 @@ def test_tokens_with_zero_coefficient_leave_the_same_gradient():
         strict=True,
     ):
         assert_close(a, b)
+
+
+def test_inference_tensors_train_the_head():
+    """Gradients are made in forward, so nothing of them has to be saved for backward."""
+    head = make_head(dtype=torch.float32)
+    rows = as_float32(make_rows(head))
+    with torch.inference_mode():
+        hidden = head.hidden.clone()
+    run(replace(head, hidden=hidden), rows).loss.backward()
+    assert torch.equal(head.weight.grad, grads(run(head, rows).loss, head)[1])
+
+
+@pytest.mark.parametrize("V", [50_257, 248_320])
+def test_large_vocabularies_have_exact_gradients(V):
+    head = make_head(3, 5, V, scale=3.0)
+    rows = make_rows(head, 2)
+    spec = LossSpec(entropy_coef=0.1)
+    ours, exact = run(head, rows, spec), reference_loss(head, rows, spec)
+    for a, b in zip(grads(ours.loss, head), grads(exact, head), strict=True):
+        assert_close(a, b)
+
+
+def test_more_rows_than_a_16_bit_grid_and_a_mask():
+    head = make_head(65_537, 3, 5, dtype=torch.float32)
+    rows = as_float32(make_rows(head, 9))
+    out = run(head, rows)
+    exact_head = head.to(torch.float64)
+    exact = reference_loss(exact_head, rows, LossSpec())
+    assert_close(out.loss.double(), exact, 1e-5)
+    pairs = zip(grads(out.loss, head), grads(exact, exact_head), strict=True)
+    for a, b in pairs:
+        assert_close(a.double() / b.abs().max(), b / b.abs().max(), 1e-5)
 
 
 def test_bitwise_repeatable():

@@ -136,6 +136,27 @@ def test_bf16_logits_are_rounded_as_a_bf16_engine_rounds_them(bias):
     ours.logps.sum().backward()
 
 
+@pytest.mark.parametrize("wide", [True, False], ids=["wide_buffer", "narrow_buffer"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_weight_gradient_is_added_to_a_buffer(backend, wide):
+    exact_head = make_head(N, D, V).to(torch.bfloat16).to(torch.float64)
+    rows = make_rows(exact_head, 4)
+    exact = grads(reference_loss(exact_head, rows, LossSpec()), exact_head)[1]
+    plain_head = exact_head.to(torch.bfloat16)
+    plain = grads(reference_loss(plain_head, as_float32(rows), LossSpec()), plain_head)[1]
+    here = moved(plain_head)
+    start = torch.ones(V, D, dtype=torch.float32 if wide else torch.bfloat16, device=DEVICE)
+    here.weight.main_grad = start.clone()
+    options = {"backend": backend, "accumulate_into": "main_grad", "chunk_bytes": 5 * 48 * 4}
+    loss_of(here, as_float32(rows), **options).loss.backward()
+    assert here.weight.grad is None and here.hidden.grad is not None
+    no_worse_than_torch(here.weight.main_grad.cpu(), plain + start.cpu(), exact + 1)
+    everything_masked = replace(as_float32(rows), completion_mask=torch.zeros(N))
+    before = here.weight.main_grad.clone()
+    loss_of(here, everything_masked, **options)
+    assert torch.equal(here.weight.main_grad, before)
+
+
 def test_a_callback_gets_its_gradient_through():
     head = make_head(N, D, V)
     rows = replace(make_rows(head, 4), old_logps=None)

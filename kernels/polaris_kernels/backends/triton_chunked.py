@@ -23,6 +23,7 @@ from ..objective import TokenGradients
 from ..problem import HeadProblem
 from . import triton_gemm as gemm
 from .base import Coefficients, HeadGradients, Statistics, Wanted
+from .chunks import add_rounding_once
 from .triton_launch import (
     RowState,
     Scaling,
@@ -77,6 +78,7 @@ class TritonBackend:
         wanted: Wanted,
         *,
         entropy_gradient: bool,
+        weight_into: Tensor | None = None,
     ) -> tuple[Statistics, HeadGradients]:
         """Statistics and gradients; logits exist for one chunk at a time."""
         check_device(problem.hidden.device)
@@ -84,7 +86,7 @@ class TritonBackend:
         chunks = self._chunks(problem)
         logits = _logits_buffer(problem, chunks)
         scaling = _scaling(problem)
-        sums = _GradientSums(problem, wanted)
+        sums = _GradientSums(problem, wanted, weight_into)
         kept = None
         if self.drops_rows and chunks and not _is_capturing(problem.hidden.device):
             kept = _KeptRows(problem, sums, capacity=logits.shape[0])
@@ -146,8 +148,12 @@ class TritonBackend:
 class _GradientSums:
     """dX written chunk by chunk, dW and db summed over chunks in the accumulation dtype."""
 
-    def __init__(self, problem: HeadProblem, wanted: Wanted) -> None:
+    def __init__(
+        self, problem: HeadProblem, wanted: Wanted, weight_into: Tensor | None = None
+    ) -> None:
         self.problem = problem
+        self.weight_into = weight_into
+        # `bias` starts at zero; `weight` is written by its first GEMM, or holds a sum already
         self._is_first = True
         acc = problem.acc_dtype
         self.hidden: Tensor | None = None
@@ -157,7 +163,9 @@ class _GradientSums:
             self.hidden = problem.hidden.new_empty(
                 problem.hidden.shape, dtype=problem.hidden_grad_dtype
             )
-        if wanted.weight:
+        if wanted.weight and weight_into is not None and weight_into.dtype == acc:
+            self.weight, self._is_first = weight_into, False
+        elif wanted.weight:
             self.weight = problem.weight.new_empty(problem.weight.shape, dtype=acc)
         if wanted.bias:
             self.bias = problem.weight.new_zeros(problem.vocab_size, dtype=acc)
@@ -183,9 +191,14 @@ class _GradientSums:
 
     def result(self) -> HeadGradients:
         """The sums; zero where nothing came in."""
-        if self._is_first and self.weight is not None:
-            self.weight.zero_()
-        return HeadGradients(self.hidden, self.weight, self.bias)
+        weight = self.weight
+        if weight is not None and self.weight_into is not None:
+            if weight is not self.weight_into and not self._is_first:
+                add_rounding_once(self.weight_into, weight)
+            weight = None
+        elif weight is not None and self._is_first:
+            weight.zero_()
+        return HeadGradients(self.hidden, weight, self.bias)
 
     def _add_to_weight(self, hidden: Tensor, dz: Tensor) -> None:
         if self.weight is not None:

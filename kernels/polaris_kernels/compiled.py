@@ -1,0 +1,162 @@
+"""Calls from inside `torch.compile`: one operator of the graph where there is one, else a break.
+
+Dynamo traces these functions, so they only sort arguments; imported when it first meets the head.
+
+Shapes: `N tokens . D hidden . V vocab`.
+"""
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import head, logits, ops
+from .backends.base import Wanted
+from .metrics import Metrics
+from .objective import SpecObjective
+from .ops.arguments import pack_options, pack_temperature, spec_to_text
+from .problem import HeadOptions
+from .rows import LossRows, view_rows
+from .spec import LossSpec
+
+_ROW_FIELDS = tuple(f.name for f in fields(LossRows) if f.name != "num_rows")
+_eager_logps = torch.compiler.disable(head._logps, reason="a sharded vocabulary runs eagerly")
+_eager_logits_loss = torch.compiler.disable(logits._grpo_loss, reason="loss_fn runs eagerly")
+_eager_loss = torch.compiler.disable(
+    head._grpo_loss, reason="loss_fn, vocab and accumulate_into run eagerly"
+)
+
+
+def logps(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    options: HeadOptions,
+    outputs: tuple[str, ...],
+    wanted: Wanted,
+) -> tuple[Tensor, ...]:
+    """`head._logps` in a compiled graph."""
+    if options.vocab is not None:
+        return _eager_logps(hidden, weight, bias, targets, options, outputs, wanted)
+    temperatures, arguments = pack_options(options)
+    given = (hidden, weight, bias, targets, temperatures)
+    asked = [name in outputs for name in head.LOGP_OUTPUTS]
+    if wanted.hidden and not (wanted.weight or wanted.bias):
+        found = ops.linear_logps_frozen(*given, asked, *arguments)[:3]
+    else:
+        found = ops.linear_logps(*given, *arguments)
+    return tuple(x for x, wants in zip(found, asked, strict=True) if wants)
+
+
+def grpo_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    rows: LossRows,
+    spec: LossSpec,
+    options: HeadOptions,
+    wanted: Wanted,
+    *,
+    loss_fn: Any,
+    loss_fn_needs_whole_rows: bool,
+    grad_scale: float | Tensor,
+    accumulate_into: str | None,
+) -> tuple[Tensor, Metrics, Tensor, Tensor]:
+    """`head._grpo_loss` in a compiled graph."""
+    if loss_fn is not None or options.vocab is not None or accumulate_into is not None:
+        return _eager_loss(
+            hidden, weight, bias, targets, rows, spec, options, wanted,
+            loss_fn=loss_fn, loss_fn_needs_whole_rows=loss_fn_needs_whole_rows,
+            grad_scale=grad_scale, accumulate_into=accumulate_into,
+        )  # fmt: skip
+    temperatures, arguments = pack_options(options)
+    scale: Tensor | None
+    if isinstance(grad_scale, Tensor):
+        scale = grad_scale
+    else:
+        scale = None if grad_scale == 1.0 else _as_tensor(grad_scale, hidden)
+    packed = _pack_loss(rows, spec, hidden)
+    loss, metrics, logps, entropy, *_ = ops.linear_grpo_loss(
+        hidden, weight, bias, targets, temperatures, scale, *packed,
+        [wanted.hidden, wanted.weight, wanted.bias], *arguments,
+    )  # fmt: skip
+    return loss, _named(metrics, packed), logps, entropy
+
+
+def selective_logps(
+    logits: Tensor,
+    targets: Tensor,
+    temperature: float | Tensor,
+    outputs: tuple[str, ...],
+    inplace: bool,
+    backend: str | None,
+) -> tuple[Tensor, ...]:
+    """`logits._logps` in a compiled graph, whose memory is the compiler's: never in place."""
+    found = ops.selective_logps(logits, targets, *pack_temperature(temperature), backend)
+    named = zip(head.LOGP_OUTPUTS, found, strict=True)
+    return tuple(x for name, x in named if name in outputs)
+
+
+def logits_grpo_loss(
+    logits: Tensor,
+    targets: Tensor,
+    rows: LossRows,
+    spec: LossSpec,
+    loss_fn: Any,
+    temperature: float | Tensor,
+    inplace: bool,
+    backend: str | None,
+) -> tuple[Tensor, Metrics, Tensor, Tensor]:
+    """`logits._grpo_loss` in a compiled graph, never in place."""
+    if loss_fn is not None:
+        return _eager_logits_loss(
+            logits, targets, rows, spec, loss_fn, temperature, inplace, backend
+        )
+    packed = _pack_loss(rows, spec, logits)
+    loss, metrics, logps, entropy = ops.grpo_loss(
+        logits, targets, *pack_temperature(temperature), backend, *packed
+    )
+    return loss, _named(metrics, packed), logps, entropy
+
+
+def _pack_loss(rows: LossRows, spec: LossSpec, like: Tensor) -> tuple[Any, ...]:
+    """The arguments of `ops.arguments.ROWS`."""
+    given = {name: getattr(rows, name) for name in _ROW_FIELDS}
+    # a number is as good as a () tensor in every field that takes one
+    tensors = {
+        name: x if isinstance(x, Tensor) else _as_tensor(x, like)
+        for name, x in given.items()
+        if x is not None
+    }
+    names = _metric_names(spec, tuple((n, str(x.dtype), x.dim()) for n, x in tensors.items()))
+    return list(tensors.values()), ",".join(tensors), rows.num_rows, _spec_text(spec), names
+
+
+def _as_tensor(number: float, like: Tensor) -> Tensor:
+    # a product, unlike `new_full`, lets a graph take any value of the number
+    return like.new_ones((), dtype=torch.float64) * number
+
+
+def _named(metrics: Tensor, packed: tuple[Any, ...]) -> Metrics:
+    return dict(zip(packed[-1].split(","), metrics.unbind(), strict=True))
+
+
+@torch.compiler.assume_constant_result
+def _spec_text(spec: LossSpec) -> str:
+    return spec_to_text(spec)
+
+
+@torch.compiler.assume_constant_result
+def _metric_names(spec: LossSpec, given: tuple[tuple[str, str, int], ...]) -> str:
+    """Comma-separated names of a loss's metrics, from one token with the same (field, dtype,
+    dimensions) in its rows."""
+    tensors = {
+        name: torch.zeros((1,) * dim, dtype=getattr(torch, dtype.removeprefix("torch.")))
+        for name, dtype, dim in given
+    }
+    view = view_rows(LossRows(num_rows=1, **tensors), None, None, spec, torch.float32)
+    zero = torch.zeros(1)
+    return ",".join(SpecObjective(spec, view).finish(zero, zero)[1])

@@ -1,0 +1,75 @@
+"""The head as a module: an `nn.Linear` that is given targets.
+
+from polaris_kernels import FusedHead, LossRows, LossSpec
+model.lm_head = FusedHead.from_linear(model.lm_head)
+out = model.lm_head(hidden, targets=targets, rows=LossRows(...), spec=LossSpec(...))
+out.loss.backward()
+"""
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .head import GRPOLossOutput, TokenLogps, linear_grpo_loss, linear_logps
+from .rows import LossRows
+
+
+class FusedHead(nn.Linear):
+    """An `nn.Linear` that turns hidden states into log-probs or a loss when it is given targets.
+
+    Calling it as a module is what lets ZeRO-3 and FSDP2 gather the weight, before forward and again
+    before backward, and what keeps tied weights one parameter.
+    """
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> "FusedHead":
+        """A head over the very parameters of `linear` (tied weights stay tied).
+
+        A layer that changes its output by other means than weight and bias (an adapter, a
+        parametrization, a quantized layer) is refused: the fused pass would leave that out.
+        """
+        if type(linear) not in (nn.Linear, cls):
+            raise ValueError(
+                f"FusedHead.from_linear: got {type(linear).__module__}.{type(linear).__qualname__},"
+                " not a plain nn.Linear; merge or remove its adapter or parametrization first"
+            )
+        head = cls(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            device="meta",
+            dtype=linear.weight.dtype,
+        )
+        head.weight = linear.weight
+        head.bias = linear.bias
+        return head.train(linear.training)
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden: Tensor,
+        *,
+        targets: Tensor | None = None,
+        rows: LossRows | None = None,
+        **options: Any,
+    ) -> Tensor | TokenLogps | GRPOLossOutput:
+        """Logits without targets, `TokenLogps` with targets, `GRPOLossOutput` with rows too.
+
+        Args:
+            hidden: (..., D).
+            targets: (...) integers.
+            rows: the loss's inputs.
+            options: keywords of `linear_logps` or `linear_grpo_loss`, except `bias`.
+        """
+        if targets is None:
+            if rows is not None or options:
+                given = ", ".join((["rows"] if rows is not None else []) + sorted(options))
+                raise ValueError(f"FusedHead: {given} given without targets; pass targets too")
+            return F.linear(hidden, self.weight, self.bias)
+        if rows is None:
+            return linear_logps(hidden, self.weight, targets, bias=self.bias, **options)
+        return linear_grpo_loss(hidden, self.weight, targets, rows=rows, bias=self.bias, **options)
+
+    def logps(self, hidden: Tensor, *, targets: Tensor, **options: Any) -> TokenLogps:
+        """`linear_logps` through the module, hooks and all; options as there."""
+        return cast(TokenLogps, self(hidden, targets=targets, **options))
