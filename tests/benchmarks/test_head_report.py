@@ -1,0 +1,129 @@
+"""What a measured case reports: shares, missing and wrong providers, table, picture, JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import head
+from benchmarks.head import FLOOR, measure_case, run_cases
+from benchmarks.head_cases import HeadCase
+from benchmarks.head_exact import Outputs
+from benchmarks.head_peers import Missing, torch_loss
+from benchmarks.head_plot import draw
+from benchmarks.head_table import best_of_ours, read, render
+from benchmarks.measure import Call
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+CASE = HeadCase("loss", 64, 16, 307, "fp32")
+
+
+def _absent(_):
+    raise Missing("not on this machine")
+
+
+def _broken(_):
+    raise RuntimeError("no kernel image\nand a long trace")
+
+
+def _half(inputs):
+    call = torch_loss(inputs)
+
+    def run() -> Outputs:
+        found = call.run()
+        return Outputs(loss=found.loss, grad_hidden=0.5 * found.grad_hidden)
+
+    return Call(run)
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> head.CaseReport:
+    peers = {
+        "torch": torch_loss,
+        "absent": _absent,
+        "broken": _broken,
+        "half": _half,
+        "other": "computes something else",
+    }
+    monkeypatch.setitem(head.PEERS, "loss", peers)
+    return measure_case(CASE, CPU, budget_s=0.0)
+
+
+def test_shares_ratios_and_keys(report: head.CaseReport):
+    info = report.info("torch")
+    keys = "provider shape dtype floor_ms share_of_floor peak_extra_mib rel_error p20_ms p80_ms"
+    assert set(keys.split()) <= set(info)
+    assert info["share_of_floor"] == pytest.approx(info["floor_ms"] / info["p50_ms"])
+    assert info["p20_ms"] <= info["p50_ms"] <= info["p80_ms"]
+    assert info["shape"] == {"N": 64, "D": 16, "V": 307}
+    assert 0 < info["rel_error"] < 1e-5
+    assert report.info(FLOOR)["share_of_floor"] == 1.0
+    json.dumps(info)
+
+
+def test_who_is_missing_and_who_is_wrong_is_named_and_not_timed(report: head.CaseReport):
+    floor = report.info(FLOOR)
+    assert floor["missing"] == {
+        "absent": "not on this machine",
+        "broken": "failed with RuntimeError: no kernel image",
+        "other": "computes something else",
+    }
+    assert set(floor["wrong"]) == {"half"} and "grad_hidden 5.0e-01" in floor["wrong"]["half"]
+    assert not set(report.measured()) & {"absent", "broken", "half", "other"}
+    assert "polaris (torch)" in report.measured()
+
+
+def test_our_own_failure_is_never_a_missing_provider(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(head.ours, "providers", lambda *_: {"polaris (torch)": _broken})
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        measure_case(CASE, CPU, budget_s=0.0, chosen=["polaris"])
+
+
+def test_ours_may_not_be_much_worse_than_plain_torch():
+    entry = head.Entry("polaris (torch)", errors={"grad_hidden": 5e-5})
+    limits = head._limits(entry, CASE, {"grad_hidden": 1e-6})
+    assert "grad_hidden" in (head._fault(entry, limits) or "")
+    assert head._fault(entry, head._limits(entry, CASE, {})) is None
+    entry.errors["grad_hidden"] = float("nan")
+    assert head._fault(entry, head._limits(entry, CASE, {})) is not None
+
+
+def test_table_and_picture(report: head.CaseReport, tmp_path: Path):
+    entries = [report.info(name) for name in report.measured()]
+    table = render(entries)
+    assert "- half: WRONG: relative error" in table
+    assert "- absent: not measured: not on this machine" in table
+    ours, plain = best_of_ours(entries), report.info("torch")
+    assert f"{plain['p50_ms'] / ours['p50_ms']:.2f}x" in table
+    picture = draw(entries, tmp_path / "head.svg").read_text()
+    assert "polaris (torch)" in picture and "N 64, D 16, V 307, fp32" in picture
+
+
+def test_cases_after_the_time_limit_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "head.json"
+    assert run_cases([CASE], lambda case: pytest.fail(case.id), limit_s=-1.0, out=out) == []
+    assert json.loads(out.read_text()) == {"entries": [], "skipped": [CASE.id]}
+    assert "skipped" in capsys.readouterr().out
+
+
+def test_pytest_benchmarks_json_holds_the_recorded_samples(tmp_path: Path):
+    out = tmp_path / "bench.json"
+    command = [
+        sys.executable, "-m", "pytest", "benchmarks/bench_head.py", "--benchmark-only", "-q",
+        "-p", "no:cacheprovider", "--head-device", "cpu", "--head-sizes", "tiny",
+        "--head-budget", "0", "--head-providers", "torch", "polaris",
+        f"--benchmark-json={out}", "-k", "logps-N64-D16-V307-fp32",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "log-probs + entropy without gradient" in done.stdout
+    made = json.loads(out.read_text())["benchmarks"]
+    assert {b["extra_info"]["provider"] for b in made} >= {"floor", "torch", "polaris (torch)"}
+    for b in made:
+        assert "head" in b["name"] and b["stats"]["rounds"] == b["extra_info"]["rounds"]
+        assert 1e3 * b["stats"]["median"] == pytest.approx(b["extra_info"]["p50_ms"], rel=1e-6)
+    assert read(out) == [b["extra_info"] for b in made]
