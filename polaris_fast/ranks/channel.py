@@ -7,11 +7,16 @@ in the process group, so what is unpickled is our own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
 from .world import World
+
+# Followers wait for their next command as long as a judge may pause; a rank that dies closes its
+# connections, which ends the wait at once.
+_PATIENCE = timedelta(days=7)
 
 
 class RankLost(RuntimeError):
@@ -19,12 +24,11 @@ class RankLost(RuntimeError):
 
 
 class Channel:
-    """One per rank; every call is made by all ranks, the conductor's being the one that speaks."""
+    """One per rank, made by all ranks together, as every call is; the conductor's speaks."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        # None is the default group, whose CPU part is gloo
-        self._group: Any = None
+        self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     def send(self, name: str, *arguments: Any) -> None:
         """Conductor: give every follower the same command."""

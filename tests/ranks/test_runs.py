@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from tests.ranks.launch import run, started
 from tests.runs import SMALL, metrics_of, train
 
+pytestmark = pytest.mark.slow
+
 
 def run_arguments(output_dir: Path, **overrides: Any) -> list[str]:
     keys = {k.replace("__", "."): str(v) for k, v in overrides.items()}

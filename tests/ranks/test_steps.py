@@ -8,6 +8,8 @@ import pytest
 
 from tests.ranks.launch import run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cases() -> dict[str, dict[str, object]]:

@@ -16,9 +16,12 @@ from tests.ranks.launch import run
 from tests.ranks.test_runs import run_arguments
 from tests.runs import metrics_of, train
 
-pytestmark = pytest.mark.skipif(
-    find_spec("deepspeed") is None, reason="needs deepspeed: `make test` installs it"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("deepspeed") is None, reason="needs deepspeed: `make test` installs it"
+    ),
+]
 STAGES = {"engine__kind": "deepspeed", "engine__zero_stage": 3}
 
 
