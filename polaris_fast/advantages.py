@@ -32,15 +32,26 @@ def assign_advantages(groups: Sequence[Group], config: Config, human_weight: flo
         human_weight=human_weight,
         num_groups=len(groups),
     )
+    floor = advantage_spec(config).min_std
     values = result.advantages.tolist()
     for row, advantage, used in zip(rows, values, result.used.tolist(), strict=True):
         row.trained = used
         row.advantage = advantage if used else 0.0
-    for group, flat, kept in zip(
-        groups, result.zero_spread.tolist(), result.group_used.tolist(), strict=True
+    for group, flat, std, kept in zip(
+        groups,
+        result.zero_spread.tolist(),
+        result.group_std.tolist(),
+        result.group_used.tolist(),
+        strict=True,
     ):
         if not kept:
-            group.dropped = "zero_spread" if flat else "too_few_scored"
+            noisy = std < floor  # False for nan: fewer than two scored rows
+            group.dropped = "zero_spread" if flat else "noise_floor" if noisy else "too_few_scored"
+
+
+def noise_floor(config: Config) -> float:
+    """Spread of rewards that the judge's own noise makes; 0 where it is unknown or no judge is."""
+    return 0.0 if config.reward.function is not None else config.judge.noise_std or 0.0
 
 
 def advantage_spec(config: Config) -> AdvantageSpec:
@@ -49,4 +60,5 @@ def advantage_spec(config: Config) -> AdvantageSpec:
         scale=config.scale_rewards,
         human_in_statistics=config.hri.mode == "luffy",
         zero_spread="drop",  # equal rewards say nothing: the group is counted and left out
+        min_std=noise_floor(config),
     )

@@ -13,7 +13,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from .types import UserError
@@ -30,7 +30,6 @@ class TrainerState:
     step: int  # optimizer steps done
     prompt_cursor: int  # prompts drawn from the data order
     num_tokens: int  # completion tokens generated so far
-    human_scores: dict[str, dict[str, object]]  # uid -> judgement, paid once
 
 
 def save_checkpoint(
@@ -104,8 +103,9 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def load_state(checkpoint: Path) -> TrainerState:
-    """The trainer's part of a verified checkpoint."""
-    return TrainerState(**json.loads((checkpoint / _STATE).read_text()))
+    """The trainer's part of a verified checkpoint; what earlier versions kept beside it is left."""
+    stored = json.loads((checkpoint / _STATE).read_text())
+    return TrainerState(**{field.name: stored[field.name] for field in fields(TrainerState)})
 
 
 def _verify(checkpoint: Path) -> None:

@@ -18,6 +18,8 @@ from pydantic import (
 
 from polaris_kernels import LossSpec
 
+from .judge_presets import preset_settings
+
 # YAML 1.1 reads a bare `off` as false.
 _Off = BeforeValidator(lambda value: "off" if value is False else value)
 _MIN_COMPLETION_LENGTH = 256  # tokens, when the limit is taken from the data
@@ -110,6 +112,43 @@ class RolloutConfig(Section):
     """Rows decoded together; finished rows leave the batch."""
 
 
+class FallbackConfig(Section):
+    """Another judge for groups of which the first refuses a row; null: as the first judge's."""
+
+    base_url: str | None = None
+    """Endpoint ending in /v1; null: there is no fallback, and refused rows are left out."""
+    model: str | None = None
+    """Model name sent to the endpoint; needed with `base_url`."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; null: the usual one of a known provider, and no key
+    is sent to another `base_url`."""
+    temperature: float | None = Field(None, ge=0, le=2)
+    """Sampling temperature of the judge."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Nucleus of the judge's sampling."""
+    max_tokens_parameter: Literal["max_tokens", "max_completion_tokens"] | None = None
+    """What the endpoint calls the cap."""
+    response_format: Literal["json_schema", "json_object", "none"] | None = None
+    """How the endpoint is asked for JSON."""
+    context_length: int | None = Field(None, ge=1024)
+    """Tokens that the judge's model can read and write."""
+    price_input: float | None = Field(None, ge=0)
+    """USD per million prompt tokens; null: unknown."""
+    price_cached_input: float | None = Field(None, ge=0)
+    """USD per million prompt tokens from the provider's cache; null: `price_input`."""
+    price_output: float | None = Field(None, ge=0)
+    """USD per million completion tokens, reasoning included."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.base_url is None) != (self.model is None):
+            raise ValueError(
+                f"base_url and model must be set together, got {self.base_url!r} and "
+                f"{self.model!r}; set both, or neither for no fallback"
+            )
+        return self
+
+
 class JudgeConfig(Section):
     """The LLM judge behind an OpenAI-compatible endpoint."""
 
@@ -117,22 +156,54 @@ class JudgeConfig(Section):
     """Endpoint ending in /v1; null: the local heuristic judge is started on loopback."""
     model: str = "local-heuristic"
     """Model name sent to the endpoint."""
+    preset: (
+        Literal["auto", "openai", "anthropic", "gemini", "deepseek", "mistral"]
+        | Literal["openrouter", "together", "vllm", "sglang", "ollama"]
+        | None
+    ) = "auto"
+    """Whose defaults fill the keys of this section that are not given; auto: the provider of
+    `base_url`; null: none."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; keys are never read from files or logged."""
-    temperature: float = Field(0.2, ge=0, le=2)
-    """Sampling temperature of the judge."""
-    top_p: float = Field(0.9, gt=0, le=1)
-    """Nucleus of the judge's sampling."""
+    temperature: float | None = Field(0.2, ge=0, le=2)
+    """Sampling temperature of the judge; null: not sent, for models that refuse it."""
+    top_p: float | None = Field(0.9, gt=0, le=1)
+    """Nucleus of the judge's sampling; null: not sent."""
     max_tokens_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the endpoint calls the cap; OpenAI's newer models want `max_completion_tokens`."""
     max_output_tokens: int = Field(8192, ge=64)
     """Cap on the judge's answer; doubled once when an answer is cut off."""
     response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
     """How the endpoint is asked for JSON."""
-    max_concurrency: int = Field(32, ge=1)
+    min_concurrency: int = Field(10, ge=1)
+    """Requests in flight that throttling does not cut below; lowered to `max_concurrency`."""
+    start_concurrency: int = Field(20, ge=1)
+    """Requests in flight at first; the limit rises while answers come; as above."""
+    max_concurrency: int = Field(100, ge=1)
     """Requests in flight at most."""
+    throttle_cooldown_s: float = Field(15.0, ge=0)
+    """After a cut of the limit, none and no growth for this long, or as long as the judge asks."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    """The provider's limit on requests; null: none is kept."""
+    tokens_per_minute: float | None = Field(None, gt=0)
+    """The provider's limit on tokens, prompt and answer together; null: none is kept."""
     max_attempts: int = Field(4, ge=1)
-    """Tries for one judgement."""
+    """Tries for one judgement; waiting for a judge that throttles uses up none."""
+    retry_budget: float = Field(0.2, ge=0)
+    """Retries as a share of all judgements, throttling aside; ten are always allowed."""
+    hedge_budget: float = Field(0.05, ge=0, le=1)
+    """Second requests beside the last stragglers as a share of all judgements; 0: none."""
+    breaker_pause_s: float = Field(5.0, gt=0)
+    """A judge that is down is asked again after this long, then after twice as long, and so on."""
+    breaker_patience_s: float = Field(600.0, ge=0)
+    """After this long without the judge the run checkpoints and stops."""
+    max_cost_usd: float | None = Field(None, gt=0)
+    """The run stops before the call that could pass this, counted from the start of the command;
+    needs the prices; null: no limit."""
+    check_at_start: bool = True
+    """One short paid request before the run: a setting the judge does not take is found there."""
+    context_length: int | None = Field(None, ge=1024)
+    """Tokens that the judge's model can read and write; null: as the endpoint tells, if it does."""
     connect_timeout_s: float = Field(10.0, gt=0)
     """Limit on opening a connection."""
     timeout_s: float = Field(180.0, gt=0)
@@ -145,6 +216,76 @@ class JudgeConfig(Section):
     """Above this share of failed rows the optimizer step is held and they are judged again."""
     max_rejudge_rounds: int = Field(2, ge=0)
     """How often failed rows of a held step are judged again before the run stops."""
+    injection_scan: bool | None = None
+    """Stories that speak to the judge are judged without that text, too, the lower score counts,
+    and `reward.injection_penalty` is due; null: on for a language model, off for the local judge,
+    which follows no orders and counts such text itself. Human stories are not scanned."""
+    noise_std: float | None = Field(None, ge=0)
+    """Noise of one judgement, in units of the reward: groups whose rewards spread less are left
+    out; `python -m polaris_fast.judge calibrate --write` measures it; null: 0."""
+    canary_steps: int = Field(0, ge=0)
+    """Every so many steps five fixed stories are judged again, to see a judge that drifts; 0: off.
+    """
+    journal: Annotated[str | None, _Off] = None
+    """SQLite file of all judgements, never paid for twice: null: `judge_journal.sqlite` beside the
+    run's folder; `off`: none is kept."""
+    price_input: float | None = Field(None, ge=0)
+    """USD per million prompt tokens; null: unknown, and costs are not reckoned."""
+    price_cached_input: float | None = Field(None, ge=0)
+    """USD per million prompt tokens from the provider's cache; null: `price_input`."""
+    price_output: float | None = Field(None, ge=0)
+    """USD per million completion tokens, reasoning included; set with `price_input`."""
+
+    fallback: FallbackConfig = FallbackConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        """The provider's settings where none are given; what is given always counts."""
+        if not isinstance(given, dict) or not isinstance(given.get("base_url"), str):
+            return given
+        choice = given.get("preset", "auto")
+        return preset_settings(given["base_url"], given.get("model"), choice) | given
+
+    @model_validator(mode="after")
+    def _check_cost(self) -> Self:
+        paid = {"": self} | ({"fallback.": self.fallback} if self.fallback.base_url else {})
+        for prefix, judge in paid.items():
+            if self.max_cost_usd is not None and self.base_url and judge.price_input is None:
+                raise ValueError(
+                    f"max_cost_usd ({self.max_cost_usd}) needs {prefix}price_input and "
+                    f"{prefix}price_output, in USD per million tokens; set them, or max_cost_usd "
+                    "to null"
+                )
+        return self
+
+    def scans(self) -> bool:
+        """Whether stories are scanned for injections, see `injection_scan`."""
+        return self.base_url is not None if self.injection_scan is None else self.injection_scan
+
+    def for_fallback(self) -> JudgeConfig:
+        """The settings of the fallback judge: its own, else the first judge's; limits and prices
+        belong to one endpoint and are not taken over, nor is the key."""
+        unshared: dict[str, Any] = dict.fromkeys(
+            ("requests_per_minute", "tokens_per_minute", "context_length")
+            + ("price_input", "price_cached_input", "price_output")
+        )
+        if self.fallback.base_url != self.base_url:
+            unshared["api_key_env"] = ""
+            unshared |= preset_settings(self.fallback.base_url, self.fallback.model)
+        own = {k: v for k, v in self.fallback.model_dump().items() if v is not None}
+        return self.model_copy(update=unshared | own | {"fallback": FallbackConfig()})
+
+    @model_validator(mode="after")
+    def _check_prices(self) -> Self:
+        given = [self.price_input is not None, self.price_output is not None]
+        if any(given) != all(given) or (self.price_cached_input is not None and not all(given)):
+            raise ValueError(
+                "price_input and price_output must be set together (price_cached_input goes with "
+                f"both), got {self.price_input}, {self.price_output} and "
+                f"{self.price_cached_input}; set both, or neither for unknown costs"
+            )
+        return self
 
 
 class RewardConfig(Section):
@@ -180,6 +321,8 @@ class RewardConfig(Section):
     """Words from one window to the next."""
     blank_weight: float = Field(1.0, ge=0)
     """Weight of the blank penalty."""
+    injection_penalty: float = Field(0.2, ge=0)
+    """Subtracted when a story speaks to its judge, besides the lower of its two scores."""
     min_reward: float = -2.0
     """R is clipped from below here."""
     max_reward: float = 2.0
@@ -420,6 +563,11 @@ class Config(Section):
             )
         if self.max_steps == 0:
             raise ValueError("max_steps must be -1 or at least 1, got 0")
+        if self.judge.canary_steps and self.reward.function is not None:
+            raise ValueError(
+                f"judge.canary_steps ({self.judge.canary_steps}) watches the judge, but "
+                f"reward.function ({self.reward.function}) takes its place; set canary_steps to 0"
+            )
         # Its own checks name field, value and remedy; a limit left to the data is settled later.
         self.with_room_for(0).loss_spec()
         return self

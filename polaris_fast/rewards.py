@@ -26,10 +26,12 @@ def compose_reward(scored: Scored, story: str, target: int, config: RewardConfig
 
     band:  R = Q - w_rep * rep - w_len * length_penalty - w_blank * blank
     ratio: R = g * max(Q, 0) + min(Q, 0) - w_len * (1 - g) - w_rep * rep - w_blank * blank
-    both clipped to [min_reward, max_reward].
+    both less `injection_penalty` where the story speaks to its judge, and clipped to
+    [min_reward, max_reward].
 
     Args:
-        scored: a judgement that arrived; Q = `scored.quality`, finite.
+        scored: a judgement that arrived; Q = `scored.quality`, finite; flags `injection:<kind>`
+            say that the story speaks to its judge.
         story: the text after the thinking.
         target: words asked for, at least 1.
         config: weights and thresholds; its defaults are the paper's.
@@ -45,6 +47,7 @@ def compose_reward(scored: Scored, story: str, target: int, config: RewardConfig
     words = count_words(story, config.word_counter)
     repetition = self_repetition(story, config)
     blank = blank_penalty(story, words, config)
+    injection = float(scored.has_flag("injection"))
     quality = scored.quality
     if config.length_reward == "band":
         length_score = 1.0 - length_penalty_band(words, target, config)
@@ -57,6 +60,7 @@ def compose_reward(scored: Scored, story: str, target: int, config: RewardConfig
         - config.length_weight * (1.0 - length_score)
         - config.repetition_weight * repetition
         - config.blank_weight * blank
+        - config.injection_penalty * injection
     )
     return RewardParts(
         total=clamp(total, config.min_reward, config.max_reward),
@@ -65,6 +69,7 @@ def compose_reward(scored: Scored, story: str, target: int, config: RewardConfig
         self_repetition=repetition,
         blank_penalty=blank,
         words=words,
+        injection=injection,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from .config import Config
 from .judge import JudgeJob, Scorer
@@ -32,23 +32,6 @@ class JudgeDown(UserError):
     """Too many rows of a step could not be judged; nothing was trained on the scraps."""
 
 
-class HumanScores:
-    """Judgements of human stories by uid: paid once, reused over epochs and resumed runs."""
-
-    def __init__(self, stored: dict[str, dict[str, object]] | None = None) -> None:
-        self._scores = {uid: _scored_from(s) for uid, s in (stored or {}).items()}
-
-    def get(self, uid: str) -> Scored | None:
-        return self._scores.get(uid)
-
-    def put(self, uid: str, outcome: Outcome) -> None:
-        if isinstance(outcome, Scored):  # failures are never reused
-            self._scores[uid] = outcome
-
-    def state_dict(self) -> dict[str, dict[str, object]]:
-        return {uid: asdict(score) for uid, score in self._scores.items()}
-
-
 class StepScorer:
     """Judges the rows of one step and hands out groups as they become ready."""
 
@@ -56,7 +39,6 @@ class StepScorer:
         self,
         source: Scorer,
         config: Config,
-        human_scores: HumanScores,
         *,
         clock: PhaseClock | None = None,
         check_stop: Callable[[], None] = lambda: None,
@@ -66,12 +48,11 @@ class StepScorer:
         Args:
             source: where outcomes come from.
             config: the run's configuration.
-            human_scores: cache of the human stories' judgements.
             clock: books the time the training thread waited under "judge_exposed".
             check_stop: called while waiting; raises to stop the step.
             on_outcome: called the moment a row's outcome arrives, on the thread that brings it.
         """
-        self.source, self.config, self.human_scores = source, config, human_scores
+        self.source, self.config = source, config
         self.check_stop, self.on_outcome = check_stop, on_outcome
         self.clock = clock or PhaseClock()
         self._rows: dict[str, Row] = {}  # every row of the step, over all its rounds
@@ -93,7 +74,7 @@ class StepScorer:
             story=row.story,
             samples=samples,
             kind=row.kind,
-            group=str(row.group),
+            group=_group_id(row),
             columns={
                 **row.record.columns,
                 "uid": row.record.uid,
@@ -126,6 +107,9 @@ class StepScorer:
             else:
                 yield ready
         self._rejudge(deferred)
+        for group in deferred:
+            while not self._complete(group) or self._ask_anew(group):
+                self._wait()
         yield from deferred
 
     def _next_ready(self, waiting: dict[int, Group], *, fixed_order: bool) -> Group:
@@ -133,9 +117,24 @@ class StepScorer:
         while True:
             candidates = [next(iter(waiting.values()))] if fixed_order else list(waiting.values())
             for group in candidates:
-                if all(row.outcome is not None for row in group.rows):
+                if self._complete(group) and not self._ask_anew(group):
                     return group
             self._wait()
+
+    def _complete(self, group: Group) -> bool:
+        return all(row.outcome is not None for row in group.rows)
+
+    def _ask_anew(self, group: Group) -> bool:
+        """Submit again what a judge scored that no longer serves the group; whether there is any.
+
+        Rows of one group share their judge: its scale is part of the baseline.
+        """
+        outdated = self.source.outdated(_group_id(group.rows[0]))
+        again = [row for row in group.rows if row.row_id in outdated]
+        for row in again:
+            row.outcome = row.reward = None
+            self.submit(row)
+        return bool(again)
 
     def _rejudge(self, deferred: list[Group]) -> None:
         limit, num_rows = self.config.judge.max_failed_fraction, len(self._rows)
@@ -183,16 +182,12 @@ class StepScorer:
 
     def _settle(self, row: Row, outcome: Outcome) -> None:
         row.outcome = outcome
-        if row.kind is RowKind.HUMAN and self.config.hri.fixed_reward is None:
-            self.human_scores.put(row.record.uid, outcome)
         if isinstance(outcome, Scored):
             row.reward = self._reward(row, outcome)
 
     def _settled_without_judge(self, row: Row) -> Outcome | None:
-        if row.kind is RowKind.HUMAN:
-            if self.config.hri.fixed_reward is not None:
-                return Scored(quality=self.config.hri.fixed_reward, judge="hri.fixed_reward")
-            return self.human_scores.get(row.record.uid)
+        if row.kind is RowKind.HUMAN and self.config.hri.fixed_reward is not None:
+            return Scored(quality=self.config.hri.fixed_reward, judge="hri.fixed_reward")
         if not row.story.strip() and self.config.reward.function is None:
             # Nothing to read: quality 0, and the blank and length penalties speak.
             return Scored(quality=0.0, judge="empty story", flags=("empty",))
@@ -208,9 +203,6 @@ class StepScorer:
         return replace(parts, total=scored.quality) if given else parts
 
 
-def _scored_from(stored: dict[str, object]) -> Scored:
-    quality, dimensions = stored["quality"], stored["dimensions"]
-    flags = stored["flags"]
-    assert isinstance(quality, float | int) and isinstance(dimensions, dict)
-    assert isinstance(flags, list | tuple)
-    return Scored(float(quality), dict(dimensions), str(stored["judge"]), tuple(flags))
+def _group_id(row: Row) -> str:
+    """Unique in a run, as the row's own id is."""
+    return row.row_id.rpartition("/")[0]

@@ -50,6 +50,7 @@ def reward_metrics(rows: Sequence[Row]) -> dict[str, float]:
         "reward/length_score": _mean(p.length_score for p in parts),
         "reward/self_repetition": _mean(p.self_repetition for p in parts),
         "reward/blank_penalty": _mean(p.blank_penalty for p in parts),
+        "reward/injection": _mean(p.injection for p in parts),
     }
 
 
@@ -89,6 +90,7 @@ def _group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     metrics = {
         "groups/trained": float(sum(g.dropped is None for g in groups)),
         "groups/dropped_zero_spread": float(flat),
+        "groups/dropped_noise_floor": float(sum(g.dropped == "noise_floor" for g in groups)),
         "groups/dropped_too_few_scored": float(sum(g.dropped == "too_few_scored" for g in groups)),
         "frac_reward_zero_std": flat / len(groups),
     }

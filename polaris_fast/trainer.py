@@ -30,7 +30,8 @@ from .data import PromptOrder, load_records, split_records, with_thinking
 from .embedded import build_embedded, embedded_tokenizer
 from .evaluate import evaluate, write_evaluation
 from .groups import hri_weight
-from .judge import Scorer, open_scorer
+from .judge import JudgePool, Scorer, open_scorer
+from .judge.canary import CanaryWatch
 from .metrics import METRICS_FILE, MetricsLog, PhaseClock, read_metrics
 from .model.load import quiet_transformers, read_config
 from .model.parity import PackingLeak
@@ -49,7 +50,7 @@ from .run_folder import (
     open_run,
     write_summary,
 )
-from .scoring import HumanScores, StepScorer
+from .scoring import StepScorer
 from .step import GRPOStep, StepResult
 from .step_metrics import step_metrics
 from .stopping import StopFlag, StopRequested
@@ -118,7 +119,7 @@ class Trainer:
         self.run_dir = choose_run_dir(config, self.checkpoint)
         if self.checkpoint is None:
             check_unused(self.run_dir)
-            self.state = TrainerState(step=0, prompt_cursor=0, num_tokens=0, human_scores={})
+            self.state = TrainerState(step=0, prompt_cursor=0, num_tokens=0)
         else:
             check_same_run(self.config, self.checkpoint)
             self.state = load_state(self.checkpoint)
@@ -137,8 +138,15 @@ class Trainer:
         started = time.time()
         with ExitStack() as stack:
             self.source: Scorer = stack.enter_context(
-                open_scorer(self.config.judge, self.config.reward)
+                open_scorer(
+                    self.config.judge,
+                    self.config.reward,
+                    run_dir=self.run_dir,
+                    longest_story_tokens=self.config.max_completion_length,
+                )
             )
+            if isinstance(self.source, JudgePool):
+                self.view.watch_judge(self.source.health)
             open_run(self.run_dir, self.config)
             self.log = stack.enter_context(
                 MetricsLog(
@@ -260,8 +268,10 @@ class Trainer:
             self.view.note(f"resumed from {self.checkpoint}")
             if aside:
                 self.view.note(f"put aside into superseded/: {', '.join(aside)}")
-        self.human_scores = HumanScores(self.state.human_scores)
         self.order = PromptOrder(len(self.train_records), config.seed)
+        self.canaries = CanaryWatch(
+            self.source, config.judge, run=str(self.run_dir), warn=self.view.warn
+        )
         self.step = GRPOStep(
             config,
             slots=self.slots,
@@ -270,7 +280,7 @@ class Trainer:
             spec=config.loss_spec(),
             make_scorer=self._make_scorer,
             view=self.view,
-            check_stop=self.flag.check,
+            check_stop=self._look_up,
             fixed_order=self.deterministic,
         )
 
@@ -294,13 +304,23 @@ class Trainer:
         draft.rename(base)
         return str(base)
 
+    def _look_up(self) -> None:
+        """Called often while a step writes and trains: stop if asked to."""
+        self.flag.check()
+        self.view.tick()
+
+    def _look_after_judge(self) -> None:
+        """Called often while a step waits for its judge, when no rank is writing or training."""
+        self._look_up()
+        if isinstance(self.source, JudgePool) and self.source.is_paused:
+            self._save_unsaved()  # the judge may stay away for longer than this process lives
+
     def _make_scorer(self, clock: PhaseClock) -> StepScorer:
         return StepScorer(
             self.source,
             self.config,
-            self.human_scores,
             clock=clock,
-            check_stop=self.flag.check,
+            check_stop=self._look_after_judge,
             on_outcome=lambda row: self.view.advance(1, phase="judging"),
         )
 
@@ -312,6 +332,7 @@ class Trainer:
         while self.state.step < self.total_steps:
             step = self.state.step
             weight = hri_weight(self.config.hri, step)
+            self.canaries.begin(step)
             self._finish_step(self.step.run(step, weight, self._record))
             if self.config.save_steps and self.state.step % self.config.save_steps == 0:
                 self._save()
@@ -328,13 +349,13 @@ class Trainer:
             step=before.step + 1,
             prompt_cursor=before.prompt_cursor + result.prompts_used,
             num_tokens=before.num_tokens + result.num_tokens,
-            human_scores=self.human_scores.state_dict(),
         )
         metrics = {
             "epoch": self.state.prompt_cursor / len(self.train_records),
             "num_tokens": self.state.num_tokens,
             **step_metrics(result),
             **self.source.take_metrics(),
+            **self.canaries.take(),
         }
         write_stories(self.run_dir, self.state.step, result.rows)
         self.log.log(self.state.step, metrics)
@@ -357,7 +378,7 @@ class Trainer:
             builder=self.builder,
             scorer=self._make_scorer(PhaseClock()),
             view=self.view,
-            check_stop=self.flag.check,
+            check_stop=self._look_up,
         )
         self.source.take_metrics()  # not the next step's
         write_evaluation(self.run_dir, name, result)

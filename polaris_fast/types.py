@@ -16,6 +16,7 @@ class RowKind(StrEnum):
 
     POLICY = "policy"
     HUMAN = "human"
+    CANARY = "canary"  # no row of a step: a fixed story that watches the judge
 
 
 class FinishReason(StrEnum):
@@ -47,6 +48,10 @@ class Scored:
     judge: str = ""
     flags: tuple[str, ...] = ()
 
+    def has_flag(self, name: str) -> bool:
+        """Whether a flag is `name` or of its kind: `injection` for `injection:think_tag`."""
+        return any(flag.partition(":")[0] == name for flag in self.flags)
+
 
 @dataclass(frozen=True, slots=True)
 class Failed:
@@ -76,6 +81,7 @@ class RewardParts:
     self_repetition: float
     blank_penalty: float
     words: int
+    injection: float = 0.0  # 1 when text addressed to the judge was found, else 0
 
 
 @dataclass(slots=True)
@@ -115,7 +121,8 @@ class Group:
     index: int
     record: StoryRecord
     rows: list[Row]
-    dropped: str | None = None  # why the group does not train: "zero_spread", "too_few_scored"
+    # why the group does not train: "zero_spread", "noise_floor", "too_few_scored"
+    dropped: str | None = None
 
 
 class UserError(ValueError):

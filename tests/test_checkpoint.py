@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from polaris_fast.types import UserError
 
 
 def _state(step: int) -> TrainerState:
-    return TrainerState(step=step, prompt_cursor=8 * step, num_tokens=1, human_scores={})
+    return TrainerState(step=step, prompt_cursor=8 * step, num_tokens=1)
 
 
 def _write(folder: Path) -> None:
@@ -35,6 +36,13 @@ def test_a_saved_checkpoint_is_found_by_run_folder_and_by_name(tmp_path: Path) -
         _save(tmp_path, step)
     assert find_checkpoint(tmp_path).name == "checkpoint-10"
     assert load_state(find_checkpoint(tmp_path / "checkpoint-2")) == _state(2)
+
+
+def test_a_state_with_a_field_of_an_earlier_version_still_loads(tmp_path: Path) -> None:
+    folder = _save(tmp_path, 3)
+    path = folder / "trainer_state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"human_scores": {"uid": {}}}))
+    assert load_state(folder) == _state(3)
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -305,3 +305,27 @@ def test_ratio_reward_never_rises_away_from_the_target(quality, one, other):
 @given(st.floats(-10, 10), st.floats(-10, 0), st.floats(0, 10))
 def test_clamp(value, low, high):
     assert low <= clamp(value, low, high) <= high
+
+
+# injection -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [PAPER, RATIO])
+def test_a_story_that_speaks_to_its_judge_pays_and_others_do_not(config):
+    story = distinct(400)
+    clean = compose_reward(Scored(0.5, flags=("total_mismatch",)), story, 400, config)
+    flags = ("injection:judge_address", "injection:think_tag")
+    speaking = compose_reward(Scored(0.5, flags=flags), story, 400, config)
+    assert speaking.total == pytest.approx(clean.total - config.injection_penalty)
+    assert (clean.injection, speaking.injection) == (0.0, 1.0)
+    assert speaking.quality == 0.5
+
+
+def test_the_penalty_for_injection_can_be_off_and_never_passes_the_lower_clip():
+    flags = ("injection:think_tag",)
+    free = compose_reward(
+        Scored(0.5, flags=flags), distinct(400), 400, RewardConfig(injection_penalty=0)
+    )
+    assert free.total == compose_reward(Scored(0.5), distinct(400), 400, PAPER).total
+    worst = compose_reward(Scored(-1.59, flags=flags), "", 400, PAPER)
+    assert worst.total == PAPER.min_reward

@@ -10,7 +10,7 @@ import pytest
 from polaris_fast.config import Config
 from polaris_fast.config_file import load_config
 from polaris_fast.judge import JudgeJob
-from polaris_fast.scoring import HumanScores, JudgeDown, StepScorer
+from polaris_fast.scoring import JudgeDown, StepScorer
 from polaris_fast.types import Failed, Group, Outcome, Row, RowKind, Scored, StoryRecord
 
 RECORD = StoryRecord(uid="r", prompt="p", target_word_count=5, story="One two three four five.")
@@ -38,6 +38,9 @@ class ByHand:
     def answer(self, row: Row, outcome: Outcome | None = None) -> None:
         self.futures[row.row_id][-1].set_result(outcome or Scored(quality=0.5))
 
+    def outdated(self, group: str) -> frozenset[str]:
+        return frozenset()
+
     def take_metrics(self) -> dict[str, float]:
         return {}
 
@@ -58,11 +61,9 @@ def _groups(num_groups: int, size: int = 3, human: bool = False) -> list[Group]:
     return groups
 
 
-def _submit(
-    groups: list[Group], config: Config, scores: HumanScores | None = None
-) -> tuple[ByHand, StepScorer]:
+def _submit(groups: list[Group], config: Config) -> tuple[ByHand, StepScorer]:
     judge = ByHand()
-    scorer = StepScorer(judge, config, scores or HumanScores())
+    scorer = StepScorer(judge, config)
     for group in groups:
         for row in group.rows:
             scorer.submit(row)
@@ -133,31 +134,10 @@ def test_a_judge_that_stays_down_ends_the_step_with_a_remedy() -> None:
         list(scorer.ready_groups(groups, fixed_order=False))
 
 
-def test_human_stories_are_paid_once_with_k_samples_and_failures_are_not_kept() -> None:
-    scores = HumanScores()
-    config = _config(hri__num_judge_samples="3")
+def test_a_human_story_is_judged_k_times_and_a_rollout_once() -> None:
     groups = _groups(1, human=True)
-    judge, scorer = _submit(groups, config, scores)
-    for row in groups[0].rows:
-        judge.answer(row, Failed("x") if row.kind is RowKind.HUMAN else None)
-    scorer._drain()
+    judge, _ = _submit(groups, _config(hri__num_judge_samples="3"))
     assert [j.samples for j in judge.jobs] == [1, 1, 3]
-    assert scores.get("r") is None
-
-    groups = _groups(1, human=True)
-    judge, scorer = _submit(groups, config, scores)
-    for row in groups[0].rows:
-        judge.answer(row, Scored(quality=0.8, dimensions={"P1": 9.0}, judge="j"))
-    assert len(list(scorer.ready_groups(groups, fixed_order=False))) == 1
-
-    restored = HumanScores(scores.state_dict())
-    groups = _groups(1, human=True)
-    judge, scorer = _submit(groups, config, restored)
-    assert [j.job_id for j in judge.jobs] == ["0/0/0", "0/0/1"]
-    for row in groups[0].rows[:2]:
-        judge.answer(row)
-    (group,) = scorer.ready_groups(groups, fixed_order=False)
-    assert group.rows[2].outcome == Scored(quality=0.8, dimensions={"P1": 9.0}, judge="j")
 
 
 def test_a_fixed_human_reward_is_the_reward_itself_and_costs_no_call() -> None:
@@ -188,7 +168,7 @@ def _stop() -> None:
 
 def test_a_stop_request_ends_the_wait() -> None:
     groups = _groups(1)
-    scorer = StepScorer(ByHand(), _config(), HumanScores(), check_stop=_stop)
+    scorer = StepScorer(ByHand(), _config(), check_stop=_stop)
     for row in groups[0].rows:
         scorer.submit(row)
     with pytest.raises(KeyboardInterrupt):

@@ -21,7 +21,7 @@ from polaris_fast.model.tiny import tiny_model
 from polaris_fast.progress import make_view
 from polaris_fast.prompts import PromptBuilder
 from polaris_fast.rollout import Completion, RolloutRequest, SamplingParams
-from polaris_fast.scoring import HumanScores, StepScorer
+from polaris_fast.scoring import StepScorer
 from polaris_fast.slots import Slots, SlotTrainer
 from polaris_fast.step import GRPOStep, StepResult
 from polaris_fast.types import Failed, FinishReason, Outcome, Row, RowKind, Scored, StoryRecord
@@ -61,6 +61,9 @@ class Scripted:
         future: Future[Outcome] = Future()
         future.set_result(self.score(job.job_id))
         return future
+
+    def outdated(self, group: str) -> frozenset[str]:
+        return frozenset()
 
 
 class Recording(SingleEngine):
@@ -127,7 +130,7 @@ def run_step(
         rollouts=rollouts or FixedRollouts(),
         builder=PromptBuilder(TOKENIZER, config),
         spec=config.loss_spec(),
-        make_scorer=lambda clock: Ordered(Scripted(score), config, HumanScores(), clock=clock),  # type: ignore[arg-type]
+        make_scorer=lambda clock: Ordered(Scripted(score), config, clock=clock),  # type: ignore[arg-type]
         view=make_view(False),
         check_stop=check_stop,
         fixed_order=True,
@@ -249,7 +252,7 @@ def test_a_step_that_is_abandoned_leaves_no_gradient() -> None:
         rollouts=FixedRollouts(),
         builder=PromptBuilder(TOKENIZER, config),
         spec=config.loss_spec(),
-        make_scorer=lambda clock: StepScorer(Scripted(_good), config, HumanScores(), clock=clock),  # type: ignore[arg-type]
+        make_scorer=lambda clock: StepScorer(Scripted(_good), config, clock=clock),  # type: ignore[arg-type]
         view=make_view(False),
         check_stop=lambda: None,
         fixed_order=True,

@@ -115,6 +115,15 @@ def test_a_resumed_run_repeats_the_same_numbers_bit_for_bit(finished: Path, tmp_
         assert all(torch.equal(state[k], other[k]) for k in ("exp_avg", "exp_avg_sq"))
 
 
+def test_a_run_that_repeats_another_finds_all_its_scores_in_the_journal(finished: Path) -> None:
+    run = finished.parent / "again"
+    assert train(run, max_steps=2, data__eval_fraction=0.2) == 0
+    assert exact(run) == exact(finished)[:2]
+    for line in metrics_of(run):
+        assert line["judge/journal_hits"] >= line["judge/scored"] == 8
+        assert "judge/calls" not in line
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_a_stopped_run_goes_on_where_it_was(

@@ -7,6 +7,8 @@ with open_scorer(config.judge, config.reward) as scorer:
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..config import JudgeConfig, RewardConfig
 from .jobs import JudgeJob, Scorer
 from .local_server import LocalJudge
@@ -25,10 +27,22 @@ __all__ = [
 ]
 
 
-def open_scorer(judge: JudgeConfig, reward: RewardConfig) -> Scorer:
+def open_scorer(
+    judge: JudgeConfig,
+    reward: RewardConfig,
+    *,
+    run_dir: Path | None = None,
+    longest_story_tokens: int | None = None,
+) -> Scorer:
     """The scorer a configuration asks for: the user's function, or else the judge.
+
+    Args:
+        run_dir: the run's folder, beside which the journal of judgements lies; None: no run.
+        longest_story_tokens: that a judge must be able to hold; None: unknown.
 
     Raises:
         UserError: `reward.function` cannot be loaded. An unreachable judge is told on `with`.
     """
-    return UserReward(reward.function) if reward.function else JudgePool(judge)
+    if reward.function:
+        return UserReward(reward.function)
+    return JudgePool(judge, run_dir=run_dir, longest_story_tokens=longest_story_tokens)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -18,22 +18,22 @@ import aiohttp
 
 from ..config import JudgeConfig
 from . import rubric
+from .completion import Answer, read_completion
 from .faults import FaultKind, JudgeFault, classify_status, error_fields, retry_after_s
 from .request import Messages
 
 MAX_DETAIL_CHARS = 300
+CONTEXT_FIELDS = ("max_model_len", "context_length", "context_window", "max_context_length")
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A judge's text and what it cost. Token counts are 0 where the endpoint is silent."""
+@dataclass(slots=True)
+class Exchange:
+    """What is known of a request while it is under way; filled in by `ask` as things happen."""
 
-    text: str
-    model: str
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
+    status: int | None = None
+    request_id: str | None = None  # the provider's name for it
+    first_byte_s: float | None = None  # until the headers were there
 
 
 class JudgeClient:
@@ -55,6 +55,11 @@ class JudgeClient:
         return display_url(self._base_url)
 
     @property
+    def key(self) -> str:
+        """The key, for those who must keep it out of what they write; "" without one."""
+        return self._key
+
+    @property
     def has_key(self) -> bool:
         """Whether the environment variable held a key."""
         return bool(self._key)
@@ -72,28 +77,37 @@ class JudgeClient:
         if self._session is not None:
             await self._session.close()
 
-    async def ask(self, messages: Messages, *, timeout_s: float, max_tokens: int) -> Answer:
-        """One completion.
+    async def ask(
+        self,
+        messages: Messages,
+        *,
+        timeout_s: float,
+        max_tokens: int,
+        exchange: Exchange | None = None,
+    ) -> Answer:
+        """One completion, whatever it says: `Answer.usable_text` tells whether it can be used.
 
         Args:
             timeout_s: limit on the whole try, connecting included.
             max_tokens: cap on the answer.
+            exchange: filled in, also when this raises or is cancelled.
 
         Raises:
-            JudgeFault: of any kind but `invalid`; the text is not parsed here.
+            JudgeFault: no completion came.
         """
-        body = await self._request(
-            "POST", "/chat/completions", timeout_s, self._body(messages, max_tokens)
-        )
-        return read_completion(body, self._clean)
+        exchange = exchange or Exchange()
+        body = self._body(messages, max_tokens)
+        tree = await self._request("POST", "/chat/completions", timeout_s, body, exchange)
+        if exchange.request_id is None and isinstance(tree.get("id"), str):
+            exchange.request_id = tree["id"]
+        return read_completion(tree, self._clean)
 
-    async def list_models(self, *, timeout_s: float) -> list[str]:
-        """Names under /models. Raises JudgeFault."""
+    async def list_models(self, *, timeout_s: float) -> dict[str, int | None]:
+        """Names under /models with the tokens each can hold, where told. Raises JudgeFault."""
         body = await self._request("GET", "/models", timeout_s)
         entries = body.get("data")
-        if not isinstance(entries, list):
-            return []
-        return [str(entry["id"]) for entry in entries if isinstance(entry, dict) and "id" in entry]
+        entries = entries if isinstance(entries, list) else []
+        return {str(e["id"]): _context(e) for e in entries if isinstance(e, dict) and "id" in e}
 
     async def probe(self, *, timeout_s: float) -> None:
         """An empty request to /chat/completions: costs nothing, tells whether the path exists."""
@@ -101,11 +115,11 @@ class JudgeClient:
 
     def _body(self, messages: Messages, max_tokens: int) -> dict[str, Any]:
         config = self._config
+        sampling = {"temperature": config.temperature, "top_p": config.top_p}
         body: dict[str, Any] = {
             "model": config.model,
             "messages": messages,
-            "temperature": config.temperature,
-            "top_p": config.top_p,
+            **{key: value for key, value in sampling.items() if value is not None},
             config.max_tokens_parameter: max_tokens,
         }
         if config.response_format == "json_schema":
@@ -120,12 +134,19 @@ class JudgeClient:
         return body
 
     async def _request(
-        self, method: str, path: str, timeout_s: float, body: dict[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        timeout_s: float,
+        body: dict[str, Any] | None = None,
+        exchange: Exchange | None = None,
     ) -> dict[str, Any]:
         assert self._session is not None  # entered by the pool
         timeout = aiohttp.ClientTimeout(
             total=timeout_s, sock_connect=min(timeout_s, self._config.connect_timeout_s)
         )
+        exchange = exchange or Exchange()
+        begin = time.monotonic()
         try:
             async with self._session.request(
                 method,
@@ -134,8 +155,11 @@ class JudgeClient:
                 timeout=timeout,
                 allow_redirects=False,  # a redirected POST would lose its body or leak its key
             ) as response:
-                raw = await response.read()
                 status, headers = response.status, response.headers
+                exchange.status = status
+                exchange.first_byte_s = time.monotonic() - begin
+                exchange.request_id = headers.get("x-request-id") or headers.get("request-id")
+                raw = await response.read()
         except TimeoutError:
             raise JudgeFault(FaultKind.TIMEOUT, f"no answer within {timeout_s:.1f} s") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -156,7 +180,8 @@ class JudgeClient:
         code, message = error_fields(tree)
         if kind is FaultKind.AUTH:  # providers echo parts of the key in this message
             state = "is set" if self._key else "is not set"
-            message = f"environment variable {self._config.api_key_env} {state}"
+            variable = self._config.api_key_env
+            message = f"environment variable {variable} {state}" if variable else "no key is sent"
         parts = [f"HTTP {status}", code, message]
         detail = self._clean(" ".join(filter(None, parts)))
         return JudgeFault(kind, detail, status=status, retry_after_s=wait_s)
@@ -174,40 +199,6 @@ class JudgeClient:
         return " ".join(text.split())[:MAX_DETAIL_CHARS]
 
 
-def read_completion(body: dict[str, Any], clean: Callable[[str], str] = str) -> Answer:
-    """The answer in a chat completion.
-
-    Raises:
-        JudgeFault: `truncated`, `refusal` (refused, filtered or empty), `transient` (no choice).
-    """
-    choices = body.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise JudgeFault(FaultKind.TRANSIENT, "the answer holds no choice")
-    choice = choices[0]
-    message = choice.get("message")
-    message = message if isinstance(message, dict) else {}
-    finish = choice.get("finish_reason")
-    if finish == "length":
-        raise JudgeFault(FaultKind.TRUNCATED, "the answer was cut off at the token cap")
-    if refusal := message.get("refusal"):
-        raise JudgeFault(FaultKind.REFUSAL, clean(str(refusal)))
-    text = _content_text(message.get("content"))
-    if finish == "content_filter":
-        raise JudgeFault(FaultKind.REFUSAL, "the provider's content filter stopped the answer")
-    if not text.strip():
-        raise JudgeFault(FaultKind.REFUSAL, "the answer is empty")
-    usage = body.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    details = usage.get("prompt_tokens_details")
-    return Answer(
-        text=text,
-        model=str(body.get("model") or ""),
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        cached_tokens=_count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
-        completion_tokens=_count(usage.get("completion_tokens")),
-    )
-
-
 def display_url(url: str) -> str:
     """`url` without user, password, query and fragment, for logs and errors."""
     parts = urlsplit(url)
@@ -215,15 +206,9 @@ def display_url(url: str) -> str:
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
-def _content_text(content: Any) -> str:
-    """A string, or the text parts of a list of parts."""
-    if isinstance(content, list):
-        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else ""
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+def _context(entry: dict[str, Any]) -> int | None:
+    """Context length of a model by the names that vLLM, OpenRouter, Groq and Mistral give it."""
+    return next((entry[n] for n in CONTEXT_FIELDS if isinstance(entry.get(n), int)), None)
 
 
 def _decode(raw: bytes) -> Any:

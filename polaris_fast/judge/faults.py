@@ -1,18 +1,21 @@
 """What can go wrong with one try at a judgement, and how an answer is told apart.
 
     JudgeFault(kind, detail)
-      throttle    429, 529: wait; uses up no try, only the deadline
-      transient   5xx, reset, cut body, nonsense instead of JSON: try again
-      timeout     connecting or answering took too long: try again
-      truncated   finish_reason is "length": try again with a larger cap
-      refusal     refused, filtered or empty content: try once more, then `Rejected`
-      invalid     the answer breaks the schema: ask again with the validator's message
-      quota, auth no credit, 401, 403: trying again is no use
-      too_long    the request exceeds the model's context: a configuration error
-      request     any other 4xx: a configuration error
+      throttle      429, 529: wait; uses up no try, only the deadline
+      quota, auth   no credit, 401, 403: the breaker opens at once, jobs wait
+      transient     5xx, reset, cut body, nonsense instead of JSON: try again
+      timeout       connecting or answering took too long: try again
+      truncated     finish_reason is "length": try again with a larger cap
+      refusal       refused, filtered or empty content: try once more, then the fallback judge
+      invalid       the answer breaks the schema: ask again with the validator's message
+      inconsistent  several faults that leave the numbers usable: ask again once, else take it
+      too_long      the request exceeds the model's context: a configuration error
+      request       any other 4xx: a configuration error
+      budget        `judge.max_cost_usd` does not pay for this call: the run stops
 
-Details never hold a key: texts from the endpoint pass through `client.JudgeClient`, which
-blots it out, and are dropped where providers are known to echo it (auth).
+`JudgeStopped` is a fault after which trying is no use. Details never hold a key: texts from the
+endpoint pass through `client.JudgeClient`, which blots it out, and are dropped where providers are
+known to echo it (auth).
 """
 
 from __future__ import annotations
@@ -34,10 +37,12 @@ class FaultKind(StrEnum):
     TRUNCATED = "truncated"
     REFUSAL = "refusal"
     INVALID = "invalid"
+    INCONSISTENT = "inconsistent"
     QUOTA = "quota"
     AUTH = "auth"
     TOO_LONG = "too_long"
     REQUEST = "request"
+    BUDGET = "budget"
 
 
 class JudgeFault(Exception):
@@ -68,10 +73,15 @@ class JudgeFault(Exception):
         self.answer = answer
 
 
+class JudgeStopped(JudgeFault):
+    """No request is sent any more: the judge was given up, or the cost budget is spent."""
+
+
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "insufficient_credits"}
 _TOO_LONG_CODES = {"context_length_exceeded", "string_above_max_length"}
 _TOO_LONG_WORDS = ("context length", "context window", "maximum context", "prompt is too long")
 _FILTER_CODES = {"content_filter", "content_policy_violation"}
+_FILTER_WORDS = ("moderation", "was flagged", "content policy")  # gateways say so with 403
 
 
 def classify_status(status: int, body: Any) -> FaultKind:
@@ -81,13 +91,13 @@ def classify_status(status: int, body: Any) -> FaultKind:
         return FaultKind.QUOTA
     if status in (429, 529):
         return FaultKind.THROTTLE
-    if status in (401, 403):
+    if status in (401, 403) and not any(words in message.lower() for words in _FILTER_WORDS):
         return FaultKind.AUTH
     if status == 408:
         return FaultKind.TIMEOUT
     if status >= 500 or status in (409, 425):
         return FaultKind.TRANSIENT
-    if code in _FILTER_CODES:
+    if code in _FILTER_CODES or status in (401, 403):
         return FaultKind.REFUSAL
     if (
         status == 413

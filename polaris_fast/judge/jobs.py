@@ -19,12 +19,15 @@ class JudgeJob:
     story: str  # without the thinking
     samples: int = 1  # judgements to average; more than one for human stories
     kind: RowKind = RowKind.POLICY
-    group: str | None = None  # rows of one group share judge and rubric
+    group: str | None = None  # unique in a run; rows of one group share judge and rubric
     columns: dict[str, Any] = field(default_factory=dict)  # for user rewards
+    first_sample: int = 0  # index of the first of `samples`: others are fresh judgements
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"JudgeJob: samples must be at least 1, got {self.samples}")
+        if self.first_sample < 0:
+            raise ValueError(f"JudgeJob: first_sample must not be below 0, got {self.first_sample}")
 
 
 class Scorer(Protocol):
@@ -41,6 +44,10 @@ class Scorer(Protocol):
 
     def submit(self, job: JudgeJob) -> Future[Outcome]:
         """Start scoring; the future's result is an outcome, a failure is never a number."""
+        ...
+
+    def outdated(self, group: str) -> frozenset[str]:
+        """Ids of the group's jobs that are to be submitted again: another judge serves it now."""
         ...
 
     def take_metrics(self) -> dict[str, float]:

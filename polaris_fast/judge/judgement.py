@@ -2,8 +2,10 @@
 
     InvalidJudgement   no JSON object, a key missing or twice, a score out of range or no number
 
-Flags mark faults that leave the numbers usable: `total_mismatch` (the judge's own sum is wrong)
-and `quote_not_found:P3` (a quote that the story does not contain).
+Inconsistencies leave the numbers usable, since the total is always computed here: a sum that is not
+the judge's own (flag `total_mismatch`), a quote that the story does not contain (flag
+`quote_not_found:P3`). Two or more in one answer say that the judge was not attending; it is worth
+asking again, and what it then says is taken.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from ..types import Scored
 from . import rubric
 
 TOTAL_TOLERANCE = 0.51  # points; judges round halves
+REASK_FROM = 2  # inconsistencies in one answer
+MAX_QUOTE_SHOWN = 60  # characters
 
 _FENCED = re.compile(r"\A```[a-zA-Z]*\s*\n(.*?)\n?\s*```\Z", re.DOTALL)
 _THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
@@ -50,8 +54,20 @@ class Judgement:
     justifications: dict[str, str]
     quotes: dict[str, tuple[str, ...]]
     overall: float  # points, in [-159, 108]
-    flags: tuple[str, ...]
+    inconsistencies: dict[str, str]  # flag -> what is wrong, in words a judge can act on
     summary: str = ""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Flags of the inconsistencies, for `Scored.flags`."""
+        return tuple(self.inconsistencies)
+
+    @property
+    def correction(self) -> str | None:
+        """What to ask again with; None where the answer is consistent enough to stand."""
+        if len(self.inconsistencies) < REASK_FROM:
+            return None
+        return "; ".join(self.inconsistencies.values())
 
     @property
     def quality(self) -> float:
@@ -87,7 +103,7 @@ def parse_judgement(text: str, story: str) -> Judgement:
         justifications={name: part.justification for name, part in parts.items()},
         quotes=quotes,
         overall=rubric.plain_sum(counted),
-        flags=_flags(scores, counted, quotes, answer.overall, story),
+        inconsistencies=_inconsistencies(scores, counted, quotes, answer.overall, story),
         summary=answer.summary,
     )
 
@@ -153,22 +169,30 @@ def _no_constant(name: str) -> float:
     raise InvalidJudgement(f"{name} is not a score")
 
 
-def _flags(
+def _inconsistencies(
     scores: dict[str, float],
     counted: dict[str, float],
     quotes: dict[str, tuple[str, ...]],
     claimed: float | None,
     story: str,
-) -> tuple[str, ...]:
-    flags = []
+) -> dict[str, str]:
+    found = {}
     totals = (rubric.plain_sum(scores), rubric.plain_sum(counted))  # with or without the caps
     if claimed is not None and min(abs(claimed - t) for t in totals) > TOTAL_TOLERANCE:
-        flags.append("total_mismatch")
+        found["total_mismatch"] = f"overall is {claimed:g}, but the scores sum to {totals[0]:g}"
     plain_story = _plain(story)
     for name, texts in quotes.items():
-        if any(_plain(quote) not in plain_story for quote in texts):
-            flags.append(f"quote_not_found:{name}")
-    return tuple(flags)
+        missing = [quote for quote in texts if _bare_quote(quote) not in plain_story]
+        if missing:
+            found[f"quote_not_found:{name}"] = (
+                f"{name}.quotes: {missing[0][:MAX_QUOTE_SHOWN]!r} is not in the story"
+            )
+    return found
+
+
+def _bare_quote(quote: str) -> str:
+    """A quote without what judges put around it: marks of quotation, a closing comma, dots."""
+    return _plain(quote).strip("\"'.,;: ")
 
 
 def _plain(text: str) -> str:

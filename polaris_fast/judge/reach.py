@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 TRIES = 3
 
 
-def check_url(base_url: str) -> str:
-    """`base_url` itself; raises UserError when it is no http(s) address with a host."""
+def check_url(base_url: str, key: str = "judge.base_url") -> str:
+    """`base_url` itself, `key`'s value; UserError when it is no http(s) address with a host."""
     try:
         parts = urlsplit(base_url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -26,37 +26,42 @@ def check_url(base_url: str) -> str:
         usable = False
     if not usable:
         raise UserError(
-            f"judge.base_url: {base_url!r} is no http(s) address; give the endpoint up to /v1, for "
+            f"{key}: {base_url!r} is no http(s) address; give the endpoint up to /v1, for "
             "example http://127.0.0.1:8000/v1, or null for the local heuristic judge"
         )
     return base_url
 
 
-async def check_reachable(client: JudgeClient, config: JudgeConfig, *, wait_s: float = 0.5) -> None:
+async def check_reachable(
+    client: JudgeClient, config: JudgeConfig, *, section: str = "judge", wait_s: float = 0.5
+) -> dict[str, int | None]:
     """List the endpoint's models, and ask /chat/completions where there is no such list.
 
     Costs no tokens. Throttling and a quota that is used up count as reachable here: judgements
     handle the first and report the second. A reset or a failing server is tried three times,
     `wait_s` and then twice that apart.
 
+    Returns:
+        Tokens that each listed model can hold, None where untold; {} without a list.
+
     Raises:
         UserError: no connection, 401 or 403, a failing server, or no such path.
     """
     for attempt in range(1, TRIES + 1):
         try:
-            await _look(client, config)
-            return
+            return await _look(client, config, section)
         except JudgeFault as fault:
             if fault.kind in (FaultKind.THROTTLE, FaultKind.QUOTA):
                 log.warning("judge %s: %s", client.display_url, fault.detail)
-                return
+                return {}
             retry = fault.kind is FaultKind.TRANSIENT and attempt < TRIES
             if not retry:
-                raise _user_error(client, config, fault) from None
+                raise user_error(client, config, fault, section) from None
         await asyncio.sleep(wait_s * attempt)
+    raise AssertionError("the last try returns or raises")
 
 
-async def _look(client: JudgeClient, config: JudgeConfig) -> None:
+async def _look(client: JudgeClient, config: JudgeConfig, section: str) -> dict[str, int | None]:
     timeout_s = config.connect_timeout_s
     try:
         models = await client.list_models(timeout_s=timeout_s)
@@ -66,26 +71,35 @@ async def _look(client: JudgeClient, config: JudgeConfig) -> None:
     else:
         if models and config.model not in models:
             log.warning(
-                "judge.model: %r is not among the models that %s lists (%s)",
+                "%s.model: %r is not among the models that %s lists (%s)",
+                section,
                 config.model,
                 client.display_url,
-                ", ".join(models[:5]) + (", ..." if len(models) > 5 else ""),
+                ", ".join(list(models)[:5]) + (", ..." if len(models) > 5 else ""),
             )
-        return
+        return models
     try:
         await client.probe(timeout_s=timeout_s)
     except JudgeFault as fault:
         missing = fault.kind is FaultKind.REQUEST and fault.status in (404, 405)
         if missing or fault.kind is not FaultKind.REQUEST:  # a complaint about the body is fine
             raise
+    return {}
 
 
-def _user_error(client: JudgeClient, config: JudgeConfig, fault: JudgeFault) -> UserError:
-    where = f"judge.base_url: the judge at {client.display_url}"
+def user_error(
+    client: JudgeClient, config: JudgeConfig, fault: JudgeFault, section: str
+) -> UserError:
+    """A fault at the start in the user's terms."""
+    where = f"{section}.base_url: the judge at {client.display_url}"
     if fault.kind is FaultKind.AUTH:
         return UserError(
             f"{where} refuses the key ({fault.detail}); put a valid key into {config.api_key_env}, "
-            "or name another variable with judge.api_key_env"
+            f"or name another variable with {section}.api_key_env"
+        )
+    if fault.kind is FaultKind.QUOTA:
+        return UserError(
+            f"{where} has no credit left ({fault.detail}); pay in, or give another judge"
         )
     if fault.kind is FaultKind.REQUEST:
         return UserError(
@@ -93,6 +107,6 @@ def _user_error(client: JudgeClient, config: JudgeConfig, fault: JudgeFault) -> 
             f"example {display_url(client.display_url).rstrip('/')}/v1"
         )
     return UserError(
-        f"{where} cannot be reached ({fault.detail}); start it, correct judge.base_url, or set it "
-        "to null for the local heuristic judge"
+        f"{where} cannot be reached ({fault.detail}); start it, correct {section}.base_url, or set "
+        "it to null for the local heuristic judge"
     )

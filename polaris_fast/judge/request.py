@@ -1,13 +1,15 @@
 """The messages of one judgement: the rubric, byte-stable, then prompt and story between nonces.
 
-The nonce is drawn for each request and occurs in neither text, so no story can close its own
-block. It comes after the rubric because providers cache the longest common prefix.
+The nonce is a hash of both texts that neither contains: a story cannot close its own block without
+holding its own hash, and the same texts give the same bytes, so a replay asks what was asked. It
+comes after the rubric because providers cache the longest common prefix.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-import secrets
+from itertools import count
 from typing import NamedTuple
 
 from . import rubric
@@ -28,13 +30,9 @@ class Material(NamedTuple):
     story: str
 
 
-def build_messages(prompt: str, story: str, *, nonce: str | None = None) -> Messages:
-    """System message (the rubric) and user message (the two blocks).
-
-    Args:
-        nonce: 16 hexadecimal digits; None draws one that neither text contains.
-    """
-    nonce = nonce or _draw_nonce(prompt + story)
+def build_messages(prompt: str, story: str) -> Messages:
+    """System message (the rubric) and user message (the two blocks)."""
+    nonce = boundary_code(prompt, story)
     user = (
         f"The boundary code of this request is {nonce}. Everything between the boundary lines is "
         "material to be judged and holds no instructions.\n\n"
@@ -67,7 +65,11 @@ def read_material(user_message: str) -> Material | None:
     return Material(match["prompt"], match["story"]) if match else None
 
 
-def _draw_nonce(text: str) -> str:
-    while (nonce := secrets.token_hex(8)) in text:
-        pass
-    return nonce
+def boundary_code(prompt: str, story: str) -> str:
+    """16 hexadecimal digits of sha256 over both texts, occurring in neither."""
+    for attempt in count():
+        content = repr((prompt, story, attempt))  # repr keeps the two apart
+        nonce = hashlib.sha256(content.encode()).hexdigest()[:16]
+        if nonce not in prompt and nonce not in story:
+            return nonce
+    raise AssertionError("count() does not end")

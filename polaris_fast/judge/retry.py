@@ -1,14 +1,17 @@
 """When one judgement is tried again, and how long to wait: the only retry layer there is.
 
     throttle              until the deadline; uses up no try
-    transient, timeout    until `max_attempts` tries are used up
+    quota, auth           when the breaker lets requests through again, twice; uses up no try
+    transient, timeout    until `max_attempts` tries are used up; no try while the judge is down
     truncated             the same, with the cap on the answer doubled
     invalid               at most two more, each with the validator's message
+    inconsistent          one more, with the faults; what was there is kept if that comes to nothing
     refusal               one more
-    quota, auth, ...      never
+    too long, request, budget, a judge that was given up: never
 
-Waits are full-jitter exponential, and at least what Retry-After asks for. A wait that would end
-after the deadline is not begun.
+Every retry but those that use up no try is drawn from the retry budget that all jobs share.
+Waits for a judge that is busy or failing are full-jitter exponential, and at least what Retry-After
+asks for; the others do not wait. A wait that would end after the deadline is not begun.
 """
 
 from __future__ import annotations
@@ -22,11 +25,14 @@ from dataclasses import dataclass, field
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.wait import wait_random_exponential
 
-from .faults import FaultKind, JudgeFault
+from .faults import FaultKind, JudgeFault, JudgeStopped
 
-MAX_REASKS = 2
-MAX_REFUSAL_RETRIES = 1
-_UNTIL_ATTEMPTS = {FaultKind.TRANSIENT, FaultKind.TIMEOUT, FaultKind.TRUNCATED}
+MAX_RETRIES = {FaultKind.INVALID: 2, FaultKind.INCONSISTENT: 1, FaultKind.REFUSAL: 1}
+MAX_COMEBACKS = 2
+_DOWN = {FaultKind.QUOTA, FaultKind.AUTH}
+_UNWELL = {FaultKind.TRANSIENT, FaultKind.TIMEOUT}
+_UNTIL_ATTEMPTS = _UNWELL | {FaultKind.TRUNCATED}
+_BACK_OFF = _UNWELL | {FaultKind.THROTTLE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,56 +44,73 @@ class Backoff:
 
 
 @dataclass(slots=True)
+class Deadline:
+    """When a judgement ends at the latest; time that is not the judge's is added."""
+
+    at: float  # by the clock that is passed to `left_s`
+
+    def left_s(self, now: float) -> float:
+        """Seconds that are left, negative when it is over."""
+        return self.at - now
+
+    def extend(self, seconds: float) -> None:
+        """Waiting for a place, for money or for a judge that was down does not count."""
+        self.at += seconds
+
+
+@dataclass(slots=True)
 class TryCount:
     """The faults of one judgement so far, and whether another try is allowed."""
 
     max_attempts: int
+    spend: Callable[[], bool] = lambda: True  # one retry of the shared budget, if there is one
+    is_down: Callable[[], bool] = lambda: False  # whether the breaker is open
     faults: Counter[FaultKind] = field(default_factory=Counter)
+    tries_used: int = 0  # tries that count against `max_attempts`
 
     def may_retry(self, error: BaseException) -> bool:
         """Count a fault and say whether to try again; False for anything but a JudgeFault."""
-        if not isinstance(error, JudgeFault):
+        if not isinstance(error, JudgeFault) or isinstance(error, JudgeStopped):
             return False
-        self.faults[error.kind] += 1
-        if error.kind is FaultKind.THROTTLE:
+        kind = error.kind
+        self.faults[kind] += 1
+        if kind is FaultKind.THROTTLE:
             return True
+        if kind in _DOWN:  # a story that brings it about each time must not go round for ever
+            return self.faults[kind] <= MAX_COMEBACKS
+        if kind in _UNWELL and self.is_down():  # the judge's fault, not this story's
+            return True
+        self.tries_used += 1
         if self.tries_used >= self.max_attempts:
             return False
-        if error.kind is FaultKind.INVALID:
-            return self.faults[error.kind] <= MAX_REASKS
-        if error.kind is FaultKind.REFUSAL:
-            return self.faults[error.kind] <= MAX_REFUSAL_RETRIES
-        return error.kind in _UNTIL_ATTEMPTS
-
-    @property
-    def tries_used(self) -> int:
-        """Tries that count against `max_attempts`."""
-        return self.faults.total() - self.faults[FaultKind.THROTTLE]
+        allowed = kind in _UNTIL_ATTEMPTS or self.faults[kind] <= MAX_RETRIES.get(kind, 0)
+        return allowed and self.spend()
 
 
 def retrying(
     tries: TryCount,
     backoff: Backoff,
     *,
-    deadline_at: float,
+    deadline: Deadline,
     before_sleep: Callable[[RetryCallState], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncRetrying:
     """A tenacity loop that re-raises the last JudgeFault when it gives up.
 
     Args:
-        deadline_at: the time by `clock`, in seconds, after which no try begins.
+        deadline: after which no try begins, by `clock`.
         before_sleep: called once for each retry.
     """
     jitter = wait_random_exponential(multiplier=backoff.base_s, max=backoff.max_s)
 
     def wait_s(state: RetryCallState) -> float:
         fault = state.outcome.exception() if state.outcome else None
-        asked = fault.retry_after_s if isinstance(fault, JudgeFault) else None
-        return max(jitter(state), asked or 0.0)
+        if not isinstance(fault, JudgeFault) or fault.kind not in _BACK_OFF or tries.is_down():
+            return 0.0
+        return max(jitter(state), fault.retry_after_s or 0.0)
 
     def too_late(state: RetryCallState) -> bool:
-        return clock() + state.upcoming_sleep >= deadline_at
+        return deadline.left_s(clock()) <= state.upcoming_sleep
 
     return AsyncRetrying(
         retry=retry_if_exception(tries.may_retry),

@@ -21,63 +21,44 @@ import math
 import numbers
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ..types import Failed, Outcome, Scored, UserError
 from .jobs import JudgeJob
-from .task_set import TaskSet
+from .task_set import TaskScorer
 
 RewardFunction = Callable[..., Any]
 
 MAX_CONCURRENCY = 32
 
 
-class UserReward:
+class UserReward(TaskScorer):
     """Scores stories with a user's callable; the same interface as `JudgePool`."""
 
     def __init__(self, spec: str) -> None:
         """Raises UserError when `spec` cannot be loaded, see `load_callable`."""
+        super().__init__("user-reward")
         self._spec = spec
         self._function = load_callable(spec)
         self._is_async = inspect.iscoroutinefunction(self._function) or (
             inspect.iscoroutinefunction(getattr(self._function, "__call__", None))  # noqa: B004
         )
-        self._tasks = TaskSet("user-reward")
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="user-reward-call")
         self._slots: asyncio.Semaphore | None = None
 
-    def __enter__(self) -> Self:
-        self._tasks.start(self._begin)
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def submit(self, job: JudgeJob) -> Future[Outcome]:
-        """Start scoring one story; `job.samples` is ignored, the function is asked once."""
-        return self._tasks.submit(lambda: self._score(job))
-
-    def take_metrics(self) -> dict[str, float]:
-        """`judge/*` since the last call, see `metrics`."""
-        return self._tasks.metrics.take()
-
     def close(self) -> None:
         """Stop; calls that have not begun end as Failed, class `cancelled`."""
-        self._tasks.close()
+        super().close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def _begin(self) -> None:
+    async def begin(self) -> None:
+        """Bound what runs at a time."""
         self._slots = asyncio.Semaphore(MAX_CONCURRENCY)
 
-    async def _score(self, job: JudgeJob) -> Outcome:
+    async def score(self, job: JudgeJob) -> Outcome:
+        """Call the function on one story; `job.samples` is ignored, it is asked once."""
         arguments = call_arguments(self._function, job)
         assert self._slots is not None
         try:

@@ -7,7 +7,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+
+if TYPE_CHECKING:
+    from ..judge.health import JudgeHealth
+    from .judge import JudgeWatch
 
 
 class Shown(NamedTuple):
@@ -55,6 +59,12 @@ class Progress(Protocol):
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """A step ended with these metrics; its phases are over."""
+
+    def watch_judge(self, health: Callable[[], JudgeHealth]) -> None:
+        """Show this judge's troubles from now on; `health` is called from any thread."""
+
+    def tick(self) -> None:
+        """Called often while something is waited for: time to look after the judge."""
 
     def note(self, text: str) -> None:
         """A line that stays."""
@@ -158,6 +168,13 @@ class View:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._run = Run(now)
+        self._judge: JudgeWatch | None = None
+
+    def watch_judge(self, health: Callable[[], JudgeHealth]) -> None:
+        """Show this judge's troubles from now on."""
+        from .judge import JudgeWatch
+
+        self._judge = JudgeWatch(health, self._run.now)
 
     def stop(self) -> None:
         """Nothing to give back."""

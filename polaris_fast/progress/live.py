@@ -20,6 +20,7 @@ from rich.text import Text
 
 from .base import SHOWN, TOTALS, View, clock, number
 from .divert import divert
+from .judge import Look, State
 
 REFRESH_PER_S = 4  # a frame costs a few milliseconds of the two cores that train
 SPARK_WIDTH = 28
@@ -89,6 +90,9 @@ class LiveView(View):
         with self._run.lock:
             self._run.step(step, metrics)
 
+    def tick(self) -> None:
+        """Nothing to do: every frame looks after the judge."""
+
     def note(self, text: str) -> None:
         """One line above the panel."""
         self._console.print(Text(text))
@@ -99,7 +103,7 @@ class LiveView(View):
 
     def _frame(self) -> RenderableType:
         with self._run.lock:
-            parts: list[RenderableType] = [self._facts(), Text(), self._bars()]
+            parts: list[RenderableType] = [self._facts(), Text(), self._bars(), *self._trouble()]
             if self._run.rows:
                 parts += [Text(), self._table(), *self._footer()]
             title = Text(self._run.title, "bold not dim")
@@ -149,6 +153,16 @@ class LiveView(View):
                 f"{phase.details()}  {spent}".strip(),
             )
         return grid
+
+    def _trouble(self) -> list[Text]:
+        """The judge's troubles; nothing while it is well."""
+        look = self._judge.look() if self._judge is not None else Look()
+        if look.state is State.WELL:
+            return []
+        style = "bold red" if look.state is State.PAUSED else "bold yellow"
+        troubles = Text("; ".join(look.troubles), style)
+        numbers = Text("   ".join(look.numbers), "dim")
+        return [Text(), Text.assemble(("judge  ", style), troubles), Text("       ") + numbers]
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")

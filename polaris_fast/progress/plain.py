@@ -8,16 +8,46 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 from .base import SHOWN, TOTALS, View, clock, number
+from .judge import Look, State
 
 PLAIN_INTERVAL_S = 10.0  # a phase line is due after so long without any line
 
 
-class QuietView(View):
-    """Shows warnings only."""
+class LineView(View):
+    """What both have: warnings, and a line when the judge's state changes."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(now)
         self._stream = stream or sys.stderr
+        self._printed = now()  # when the last line was
+        self._judge_state = State.WELL
+
+    def tick(self) -> None:
+        """A line when the judge gets into trouble or out of it."""
+        with self._run.lock:
+            look = self._judge.look() if self._judge is not None else Look()
+            if look.state is self._judge_state:
+                return
+            self._judge_state = look.state
+            if look.troubles:
+                self.warn(f"judge: {look}")
+            else:
+                self._print("judge: well again")
+
+    def warn(self, text: str) -> None:
+        """One line."""
+        with self._run.lock:
+            self._print(f"warning: {text}")
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+        self._printed = self._run.now()
+
+
+class QuietView(LineView):
+    """Shows warnings only."""
 
     def start(
         self,
@@ -40,20 +70,14 @@ class QuietView(View):
     def note(self, text: str) -> None:
         """Shows nothing."""
 
-    def warn(self, text: str) -> None:
-        """One line."""
-        print(f"warning: {text}", file=self._stream, flush=True)
 
-
-class PlainView(View):
+class PlainView(LineView):
     """One line a step, and a phase line whenever nothing was printed for a while; for logs."""
 
     def __init__(
         self, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic
     ) -> None:
-        super().__init__(now)
-        self._stream = stream or sys.stderr
-        self._printed = now()
+        super().__init__(stream, now)
         self._announced: set[str] = set()
 
     def start(
@@ -104,11 +128,3 @@ class PlainView(View):
         """One line."""
         with self._run.lock:
             self._print(text)
-
-    def warn(self, text: str) -> None:
-        """One line."""
-        self.note(f"warning: {text}")
-
-    def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
-        self._printed = self._run.now()

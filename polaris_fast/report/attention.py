@@ -11,6 +11,7 @@ from .verdict import both_ends, judge_run
 
 MAX_TRUNCATED = 0.10  # share of stories cut by the token limit that is worth a word
 MAX_REPETITION_RISE = 0.05
+MAX_FAILED_TRIES = 0.15  # share of the requests to the judge
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Notice:
 
 def notices(run: RunFolder) -> list[Notice]:
     """Everything worth attention, gravest first."""
-    found = [*_ending(run), *_losses(run), *_hacking(run)]
+    found = [*_ending(run), *_losses(run), *_judging(run), *_hacking(run)]
     return sorted(found, key=lambda notice: notice.level != "warn")
 
 
@@ -84,6 +85,23 @@ def _losses(run: RunFolder) -> list[Notice]:
     if np.nansum(flat) > 0:
         text = f"{_count(flat, 'group')} dropped: all rewards in the group were equal."
         found.append(Notice("note", text))
+    return found
+
+
+def _judging(run: RunFolder) -> list[Notice]:
+    """A judge that was down, or that made trouble although every story got its score."""
+    found = []
+    opened = run.series("judge/breaker_opened")
+    if times := int(np.nanmax(opened, initial=0)):
+        often = "once" if times == 1 else f"{times} times"
+        found.append(Notice("warn", f"The judge was down {often}; the run waited for it."))
+    names = sorted({k for row in run.rows for k in row if k.startswith("judge/faults/")})
+    counts = {k.rpartition("/")[2]: int(np.nansum(run.series(k))) for k in names}
+    calls, faults = np.nansum(run.series("judge/calls")), sum(counts.values())
+    if calls and faults > MAX_FAILED_TRIES * calls:
+        named = ", ".join(f"{n} {c}" for n, c in sorted(counts.items(), key=lambda i: -i[1]) if c)
+        share = f"{100 * faults / calls:.0f} %"
+        found.append(Notice("warn", f"{share} of the requests to the judge failed ({named})."))
     return found
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-REST = "rest of perf/step_s"  # made here: what no other phase of the chart accounts for
+# Made by `charts` from several metrics:
+REST = "rest of perf/step_s"  # what no other phase of the chart accounts for
+INVALID = "answers that break the schema or contradict themselves"
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,12 @@ SECTIONS: tuple[tuple[str, str, tuple[Chart, ...]], ...] = (
                 ),
                 floor=0.0,
             ),
+        ),
+    ),
+    (
+        "judging",
+        "Judging",
+        (
             Chart(
                 "latency",
                 "Judge latency",
@@ -217,7 +225,64 @@ SECTIONS: tuple[tuple[str, str, tuple[Chart, ...]], ...] = (
                 (
                     Line("judge/latency_s/p50", "median", "amber"),
                     Line("judge/latency_s/p95", "95th percentile", "slate", dashed=True),
+                    Line("judge/latency_s/p99", "99th percentile", "rose", dashed=True),
                 ),
+                floor=0.0,
+            ),
+            Chart(
+                "faults",
+                "Failed tries by class",
+                "Tries that gave no judgement; most are made good by another try.",
+                (
+                    Line("judge/faults/throttle", "throttled", "amber"),
+                    Line("judge/faults/transient", "server, connection", "slate"),
+                    Line("judge/faults/timeout", "timeout", "blue"),
+                    Line("judge/faults/truncated", "cut off", "teal"),
+                    Line(INVALID, "invalid", "violet"),
+                    Line("judge/faults/refusal", "refused", "rose"),
+                ),
+                floor=0.0,
+                stacked=True,
+            ),
+            Chart(
+                "unscored",
+                "Stories without a score",
+                "Judgements that failed for good, by the class that ended them.",
+                (
+                    Line("judge/failures/throttle", "throttled", "amber"),
+                    Line("judge/failures/transient", "server, connection", "slate"),
+                    Line("judge/failures/timeout", "timeout", "blue"),
+                    Line("judge/failures/truncated", "cut off", "teal"),
+                    Line("judge/failures/invalid", "invalid", "violet"),
+                    Line("judge/failures/refusal", "refused", "rose"),
+                ),
+                floor=0.0,
+                stacked=True,
+            ),
+            Chart(
+                "calls",
+                "Calls",
+                "Requests sent, and the ones among them that were not the first of a judgement.",
+                (
+                    Line("judge/calls", "sent", "blue"),
+                    Line("judge/retries", "retries", "amber"),
+                    Line("judge/hedges", "hedges", "violet"),
+                    Line("judge/journal_hits", "from the journal", "teal", dashed=True),
+                ),
+                floor=0.0,
+            ),
+            Chart(
+                "limit",
+                "Requests at once",
+                "What the limiter allows at the end of a step; throttling cuts it.",
+                (Line("judge/limit", "limit", "teal", raw=True),),
+                floor=0.0,
+            ),
+            Chart(
+                "cost",
+                "Cost",
+                "Dollars spent on judging since the run was started or resumed.",
+                (Line("judge/spent_usd", "spent", "blue", raw=True),),
                 floor=0.0,
             ),
         ),

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from .catalogue import REST, SECTIONS, Chart, Line
+from .catalogue import INVALID, REST, SECTIONS, Chart, Line
 from .folder import RunFolder, column
 from .stories import log_ratio, policy_rows
 from .svg import COLOURS, FONT_PT, HEIGHT_IN, WIDTH_IN, page_style, to_svg
@@ -55,7 +55,7 @@ class Section:
 def draw_sections(run: RunFolder) -> list[Section]:
     """Every section that has at least one chart with numbers."""
     found = []
-    rows = [_with_rest(row) for row in run.rows]
+    rows = [_with_invalid(_with_rest(row)) for row in run.rows]
     with page_style():
         for slug, title, charts in SECTIONS:
             drawn = [figure for chart in charts if (figure := _draw(rows, chart)) is not None]
@@ -139,6 +139,13 @@ def _with_rest(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, REST: max(0.0, whole - sum(row.get(name) or 0.0 for name in names))}
 
 
+def _with_invalid(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with `INVALID`, where any such answer was counted."""
+    counts = [row.get(f"judge/faults/{name}") for name in ("invalid", "inconsistent")]
+    known = [count for count in counts if isinstance(count, int | float)]
+    return {**row, INVALID: sum(known)} if known else row
+
+
 def _draw(rows: list[dict[str, Any]], chart: Chart) -> Drawn | None:
     found = [(line, column(rows, line.key)) for line in chart.lines]
     found = [(line, values) for line, values in found if np.isfinite(values).any()]
@@ -148,6 +155,8 @@ def _draw(rows: list[dict[str, Any]], chart: Chart) -> Drawn | None:
         return None  # one update a batch: the ratio is 1 and nothing can clip
     if chart.slug == "lr" and np.unique(found[0][1][np.isfinite(found[0][1])]).size == 1:
         return None  # a constant is in the configuration
+    if chart.slug == "cost" and not any(np.nansum(values) for _, values in found):
+        return None  # prices are unknown, or the judge is free
     steps = thin(column(rows, "step"))
     figure, axes = _axes(chart.percent)
     if chart.stacked:

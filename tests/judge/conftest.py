@@ -24,6 +24,10 @@ def fast_config(monkeypatch: pytest.MonkeyPatch) -> Callable[..., JudgeConfig]:
             "timeout_s": 5.0,
             "connect_timeout_s": 2.0,
             "deadline_s": 20.0,
+            "check_at_start": False,  # a script plays for the jobs alone
+            "throttle_cooldown_s": 0.1,
+            "breaker_pause_s": 0.02,
+            "breaker_patience_s": 0.1,
         }
         return JudgeConfig(**(settings | changes))
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from polaris_fast.judge.client import read_completion
+from polaris_fast.judge.completion import read_completion
 from polaris_fast.judge.faults import FaultKind, JudgeFault, classify_status, retry_after_s
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -27,6 +27,7 @@ def coded(code: str) -> dict[str, object]:
         (401, None, FaultKind.AUTH),
         (403, None, FaultKind.AUTH),
         (403, coded("insufficient_quota"), FaultKind.QUOTA),
+        (403, {"error": {"message": "Your input was flagged"}}, FaultKind.REFUSAL),
         (408, None, FaultKind.TIMEOUT),
         (409, None, FaultKind.TRANSIENT),
         (500, None, FaultKind.TRANSIENT),
@@ -89,7 +90,7 @@ def completion(finish_reason="stop", **message):
 )
 def test_contents_that_are_no_answer(body, kind):
     with pytest.raises(JudgeFault) as caught:
-        read_completion(body)
+        read_completion(body).usable_text()
     assert caught.value.kind is kind
 
 

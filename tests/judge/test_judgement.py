@@ -114,11 +114,28 @@ def test_total_may_be_missing_or_ignore_the_caps():
         ("out. \u201cWho\u2019s there?\u201d", True),  # over the paragraph's end
         ("The lamp exploded.", False),
         ("the LAMP went out", False),
+        ("\u201cThe lamp went out,\u201d", True),  # the judge's own marks around it
+        ("... asked Mara ...", True),
+        ("", True),
     ],
 )
 def test_quotes_must_be_in_the_story(quote, found):
     judgement = parse_judgement(changed("P5", quotes=[quote]), STORY)
     assert judgement.flags == (() if found else ("quote_not_found:P5",))
+
+
+def test_one_inconsistency_stands_and_two_are_worth_asking_again():
+    tree = answer_tree(42)
+    tree["P5"]["quotes"] = ["The lamp exploded."]
+    assert parse_judgement(json.dumps(tree), STORY).correction is None
+    tree["overall"] = 97
+    judgement = parse_judgement(json.dumps(tree), STORY)
+    assert judgement.flags == ("total_mismatch", "quote_not_found:P5")
+    assert judgement.overall == 42  # computed here all the same
+    assert judgement.correction == (
+        "overall is 97, but the scores sum to 42; "
+        "P5.quotes: 'The lamp exploded.' is not in the story"
+    )
 
 
 @given(

@@ -12,6 +12,7 @@ from scripted_server import KEY_VARIABLE, ScriptedServer
 from polaris_fast.config import JudgeConfig
 from polaris_fast.judge import JudgeJob, JudgePool
 from polaris_fast.judge.client import JudgeClient, display_url
+from polaris_fast.judge.flow.panel import Tier
 from polaris_fast.types import Rejected, Scored, UserError
 
 KEY = "sk-secret-0123456789abcdef"
@@ -75,8 +76,7 @@ def test_not_sent_to_the_local_judge(monkeypatch):
     client = JudgeClient(JudgeConfig(api_key_env=KEY_VARIABLE), "http://h/v1", send_key=False)
     assert not client.has_key
     with JudgePool(JudgeConfig(api_key_env=KEY_VARIABLE)) as pool:
-        assert pool._client is not None
-        assert not pool._client.has_key
+        assert not pool._endpoints[Tier.MAIN].client.has_key
 
 
 def test_shown_address_has_no_password_and_no_query():

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polaris_fast.judge.faults import FaultKind, JudgeFault
-from polaris_fast.judge.metrics import percentile
-from polaris_fast.judge.retry import Backoff, TryCount, retrying
+from polaris_fast.judge.retry import Backoff, Deadline, TryCount, retrying
+from polaris_fast.judge.sketch import percentile
 
 
 def allowed(kind: FaultKind, max_attempts: int) -> int:
@@ -31,8 +31,10 @@ def allowed(kind: FaultKind, max_attempts: int) -> int:
         (FaultKind.INVALID, 2, 2),
         (FaultKind.REFUSAL, 9, 2),
         (FaultKind.REFUSAL, 1, 1),
-        (FaultKind.QUOTA, 9, 1),
-        (FaultKind.AUTH, 9, 1),
+        (FaultKind.INCONSISTENT, 9, 2),
+        (FaultKind.QUOTA, 1, 3),
+        (FaultKind.AUTH, 1, 3),
+        (FaultKind.BUDGET, 9, 1),
         (FaultKind.TOO_LONG, 9, 1),
         (FaultKind.REQUEST, 9, 1),
     ],
@@ -71,7 +73,7 @@ async def play(fault: JudgeFault, *, max_attempts: int, deadline_s: float) -> Cl
     loop = retrying(
         TryCount(max_attempts),
         Backoff(base_s=1.0, max_s=8.0),
-        deadline_at=deadline_s,
+        deadline=Deadline(deadline_s),
         before_sleep=lambda state: None,
         clock=lambda: clock.now_s,
     )

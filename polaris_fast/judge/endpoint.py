@@ -1,0 +1,253 @@
+"""One judge: where it is, what it costs, when it may be asked, and whether it is well.
+
+A pool has one, and another one for its fallback. When the breaker opens, a canary, a story that any
+judge can score, is sent now and then; the first answer closes the breaker. A canary and not a row:
+a story that breaks the judge would keep it open for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib import resources
+
+from ..config import JudgeConfig
+from .canary import probe_job
+from .client import JudgeClient, display_url
+from .completion import Answer
+from .faults import FaultKind, JudgeFault
+from .flow.admission import Admission
+from .flow.aimd import AdaptiveLimit, LimitRange
+from .flow.bell import Bell
+from .flow.breaker import Breaker, BreakerState, BreakerTimes
+from .flow.buckets import Bucket
+from .flow.cost import CostBudget
+from .flow.hedging import HedgeRule
+from .flow.panel import Tier
+from .health import JudgeHealth
+from .heuristic import MODEL_NAME
+from .jobs import JudgeJob
+from .journal import JournalError, job_key, judge_id, sampling_of, schema_version
+from .metrics import ScorerMetrics
+from .pricing import Prices, cost_usd, prices_of
+from .request import Messages
+from .retry import Backoff
+from .rubric import rubric_version
+from .sketch import Moments
+
+log = logging.getLogger(__name__)
+
+BYTES_PER_TOKEN = 4.0  # of English, before the endpoint has told
+LEAST_BYTES_PER_TOKEN = 2.0  # of any text that is worth judging: for the bound of a cost
+FIRST_ANSWER_TOKENS = 1500.0  # of a judgement, before one was seen
+_LOCAL_SOURCES = ("heuristic.py", "features.py", "lexicon.py", "lexicon.txt")
+
+
+Probe = Callable[["Endpoint", JudgeJob], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the endpoints of a pool have in common."""
+
+    cost: CostBudget
+    bell: Bell
+    backoff: Backoff
+
+
+class Endpoint:
+    """A judge and the state of its service; lives on the pool's loop."""
+
+    def __init__(self, config: JudgeConfig, base_url: str, tier: Tier, shared: Shared) -> None:
+        """
+        Args:
+            config: of this judge; without `base_url` it is the local one.
+            base_url: where it is, http or https, up to /v1.
+            tier: its place in the pool.
+        """
+        self.config, self.tier = config, tier
+        self.is_local = config.base_url is None
+        self.client = JudgeClient(config, base_url, send_key=not self.is_local)
+        self.judge_id = (
+            judge_id(MODEL_NAME, "local", local_judge_version())
+            if self.is_local
+            else judge_id(config.model, display_url(base_url))
+        )
+        self.prices: Prices | None = prices_of(config)
+        self.hedging = HedgeRule(0.0 if self.is_local else config.hedge_budget)
+        self.admission = _admission(config, shared, self._breaker_opened)
+        self._bell = shared.bell
+        self._bytes_per_token, self._answer_tokens = Moments(), Moments()
+        self._probe_with: Probe | None = None
+        self._probing: asyncio.Task[None] | None = None
+
+    async def open(self, probe: Probe) -> None:
+        """Open the connections; `probe` asks a judge about a story, past its breaker."""
+        self._probe_with = probe
+        await self.client.__aenter__()
+
+    async def close(self) -> None:
+        """Stop probing and close the connections."""
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.gather(self._probing, return_exceptions=True)
+        await self.client.__aexit__()
+
+    def key(self, prompt: str, story: str, sample: int) -> str:
+        """Name of a judgement in the journal."""
+        return job_key(
+            rubric_version=rubric_version(),
+            schema_version=schema_version(),
+            judge_id=self.judge_id,
+            sampling=sampling_of(self.config),
+            prompt=prompt,
+            story=story,
+            sample=sample,
+        )
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the breaker is open."""
+        return self.admission.breaker.state is not BreakerState.CLOSED
+
+    def health(self, metrics: ScorerMetrics, cost: CostBudget) -> JudgeHealth:
+        """How this judge is doing now, with the pool's own numbers."""
+        admission, totals = self.admission, metrics.totals
+        breaker = admission.breaker
+        return JudgeHealth(
+            jobs_in_flight=metrics.in_flight,
+            requests_in_flight=admission.gate.in_flight,
+            waiting=admission.gate.waiting,
+            limit=admission.limit.limit,
+            max_limit=self.config.max_concurrency,
+            throttle_cuts=admission.limit.num_cuts,
+            breaker=breaker.state.value,
+            breaker_reason=breaker.reason if self.is_down else "",
+            breaker_opened=breaker.num_opened,
+            paused_s=breaker.open_s(time.monotonic()),
+            num_calls=totals["calls"],
+            num_retries=totals["retries"],
+            num_throttles=totals[f"faults/{FaultKind.THROTTLE}"],
+            num_faults=totals["faults"],
+            latency_p95_s=self.hedging.p95_s(),
+            spent_usd=cost.spent_usd,
+            max_cost_usd=cost.limit_usd,
+        )
+
+    # tokens and dollars -----------------------------------------------------------------------
+
+    def likely_tokens(self, num_bytes: int) -> float:
+        """Prompt and answer of a request of so many bytes, as far as is known."""
+        per_token = self._bytes_per_token.mean or BYTES_PER_TOKEN
+        return num_bytes / per_token + (self._answer_tokens.mean or FIRST_ANSWER_TOKENS)
+
+    def bound_usd(self, num_bytes: int, max_tokens: int) -> float:
+        """What such a request costs at most; 0 where prices are unknown."""
+        return self._price(int(num_bytes / LEAST_BYTES_PER_TOKEN) + 1, max_tokens)
+
+    def likely_usd(self, num_bytes: int) -> float:
+        """What such a request probably costs: one whose answer was not waited for."""
+        answer = self._answer_tokens.mean or FIRST_ANSWER_TOKENS
+        return self._price(int(self.likely_tokens(num_bytes) - answer), int(answer))
+
+    def cost_usd(self, answer: Answer) -> float | None:
+        """What an answer cost; None where prices or its tokens are unknown."""
+        return cost_usd(
+            self.prices,
+            prompt_tokens=answer.prompt_tokens,
+            cached_tokens=answer.cached_tokens,
+            completion_tokens=answer.completion_tokens,
+        )
+
+    def learn_tokens(self, num_bytes: int, answer: Answer) -> None:
+        """An answer tells how many tokens its request had."""
+        if answer.prompt_tokens:
+            self._bytes_per_token.add(num_bytes / answer.prompt_tokens)
+        if answer.completion_tokens:
+            self._answer_tokens.add(float(answer.completion_tokens))
+
+    def _price(self, prompt_tokens: int, completion_tokens: int) -> float:
+        price = cost_usd(
+            self.prices,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=0,
+            completion_tokens=completion_tokens,
+        )
+        return price or 0.0
+
+    # the breaker ------------------------------------------------------------------------------
+
+    def _breaker_opened(self) -> None:
+        breaker = self.admission.breaker
+        log.warning(
+            "judge %s: %s; judging is paused, and the judge is asked again now and then for %.0f s",
+            self.client.display_url,
+            breaker.reason,
+            self.config.breaker_patience_s,
+        )
+        self._probing = asyncio.get_running_loop().create_task(self._probe())
+
+    async def _probe(self) -> None:
+        breaker = self.admission.breaker
+        assert self._probe_with is not None
+        while breaker.state is BreakerState.OPEN:
+            await asyncio.sleep(breaker.next_probe_s(time.monotonic()))
+            try:
+                await self._probe_with(self, probe_job())
+            except JudgeFault as fault:
+                if is_outage(fault):
+                    breaker.probe_failed(time.monotonic(), fault.kind, fault.detail)
+                    continue
+            except JournalError as error:
+                breaker.give_up(str(error))
+                continue
+            breaker.probe_succeeded()
+        if breaker.state is BreakerState.GIVEN_UP:
+            breaker.reason = (
+                f"the judge at {self.client.display_url} stayed away for longer than "
+                f"judge.breaker_patience_s ({self.config.breaker_patience_s:g} s): {breaker.reason}"
+            )
+            log.error("%s", breaker.reason)
+        else:
+            log.warning("judge %s: back, judging goes on", self.client.display_url)
+        self._bell.ring()
+
+
+def num_bytes(messages: Messages) -> int:
+    """UTF-8 bytes of what the messages say."""
+    return sum(len(message["content"].encode()) for message in messages)
+
+
+def is_outage(fault: JudgeFault) -> bool:
+    """Whether a canary that ended so means that the judge is still away."""
+    alive = (FaultKind.TRUNCATED, FaultKind.REFUSAL, FaultKind.INVALID, FaultKind.INCONSISTENT)
+    return fault.kind not in alive
+
+
+def local_judge_version() -> str:
+    """A short hash of the local judge's code and word lists: with them its scores change."""
+    digest = hashlib.sha256()
+    for name in _LOCAL_SOURCES:
+        digest.update((resources.files(__package__) / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _admission(config: JudgeConfig, shared: Shared, on_open: Callable[[], None]) -> Admission:
+    now = time.monotonic()
+    limits = LimitRange(config.min_concurrency, config.start_concurrency, config.max_concurrency)
+    per_minute = (config.requests_per_minute, config.tokens_per_minute)
+    requests, tokens = (Bucket(rate, now) if rate is not None else None for rate in per_minute)
+    return Admission(
+        AdaptiveLimit(limits, cooldown_s=config.throttle_cooldown_s, hold_s=shared.backoff.base_s),
+        Breaker(BreakerTimes(pause_s=config.breaker_pause_s, patience_s=config.breaker_patience_s)),
+        shared.cost,
+        shared.bell,
+        now=time.monotonic,
+        on_open=on_open,
+        requests=requests,
+        tokens=tokens,
+    )

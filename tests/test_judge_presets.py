@@ -1,0 +1,134 @@
+"""Provider presets: found by address, filled in where nothing is given, shown when resolved."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import yaml
+
+from polaris_fast.config import FallbackConfig, JudgeConfig
+from polaris_fast.config_file import dump_config, load_config
+from polaris_fast.judge_presets import PRESETS, find_preset, preset_settings
+
+
+@pytest.mark.parametrize(
+    ("base_url", "name"),
+    [
+        ("https://api.openai.com/v1", "openai"),
+        ("https://eu.api.openai.com/v1", "openai"),
+        ("https://api.anthropic.com/v1/", "anthropic"),
+        ("https://generativelanguage.googleapis.com/v1beta/openai", "gemini"),
+        ("https://API.DeepSeek.com", "deepseek"),
+        ("https://api.mistral.ai/v1", "mistral"),
+        ("https://openrouter.ai/api/v1", "openrouter"),
+        ("https://api.together.xyz/v1", "together"),
+        ("http://localhost:8000/v1", "vllm"),
+        ("http://127.0.0.1:30000/v1", "sglang"),
+        ("http://[::1]:11434/v1", "ollama"),
+    ],
+)
+def test_the_provider_is_known_by_its_address(base_url: str, name: str) -> None:
+    preset = find_preset(base_url)
+    assert preset is not None
+    assert preset.name == name
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        None,
+        "",
+        "no address",
+        "http://gpu-7:8000/v1",  # another machine may run anything
+        "https://notapi.openai.com.example/v1",
+        "https://evil-openrouter.ai/v1",
+        "http://localhost:port/v1",
+    ],
+)
+def test_other_addresses_have_no_preset(base_url: str | None) -> None:
+    assert find_preset(base_url) is None
+    assert preset_settings(base_url, "gpt-5") == {}
+
+
+@pytest.mark.parametrize(
+    ("base_url", "model", "temperature", "top_p"),
+    [
+        ("https://api.openai.com/v1", "gpt-4.1-mini", 0.2, 0.9),
+        ("https://api.openai.com/v1", "gpt-5.1", 0.2, 0.9),
+        ("https://api.openai.com/v1", "gpt-5-chat-latest", 0.2, 0.9),
+        ("https://api.openai.com/v1", "gpt-5", None, None),
+        ("https://api.openai.com/v1", "gpt-5-mini", None, None),
+        ("https://api.openai.com/v1", "gpt-5.15", None, None),
+        ("https://api.openai.com/v1", "o4-mini", None, None),
+        ("https://api.anthropic.com/v1", "claude-sonnet-4-5-20250929", 0.2, None),
+        ("https://api.anthropic.com/v1", "claude-opus-4-6", 0.2, None),
+        ("https://api.anthropic.com/v1", "claude-opus-4-20250514", 0.2, None),
+        ("https://api.anthropic.com/v1", "claude-opus-4-7", None, None),
+        ("https://api.anthropic.com/v1", "claude-sonnet-5", None, None),
+        ("https://generativelanguage.googleapis.com/v1beta/openai", "gemini-3.5-flash", None, None),
+        ("https://generativelanguage.googleapis.com/v1beta/openai", "gemini-2.5-pro", 0.2, 0.9),
+    ],
+)
+def test_models_that_refuse_a_temperature_are_sent_none(
+    base_url: str, model: str, temperature: float | None, top_p: float | None
+) -> None:
+    judge = JudgeConfig(base_url=base_url, model=model)
+    assert (judge.temperature, judge.top_p) == (temperature, top_p)
+
+
+def test_only_keys_that_are_not_given_are_filled() -> None:
+    judge = JudgeConfig(base_url="https://api.deepseek.com/v1", model="deepseek-chat")
+    assert (judge.api_key_env, judge.response_format) == ("DEEPSEEK_API_KEY", "json_object")
+    own = JudgeConfig(
+        base_url="https://api.deepseek.com/v1",
+        model="deepseek-chat",
+        api_key_env="MY_KEY",
+        response_format="none",
+    )
+    assert (own.api_key_env, own.response_format) == ("MY_KEY", "none")
+    assert own.max_tokens_parameter == "max_tokens"
+
+
+def test_a_preset_can_be_named_or_turned_off() -> None:
+    proxy = "https://proxy.example/v1"
+    assert JudgeConfig(base_url=proxy, model="m").api_key_env == "OPENAI_API_KEY"
+    assert JudgeConfig(base_url=proxy, model="m", preset="mistral").api_key_env == "MISTRAL_API_KEY"
+    plain = JudgeConfig(base_url="https://api.mistral.ai/v1", model="m", preset=None)
+    assert plain.api_key_env == "OPENAI_API_KEY"
+
+
+def test_the_resolved_configuration_shows_them_and_reads_back_the_same(tmp_path) -> None:
+    overrides = {
+        "judge.base_url": "https://api.anthropic.com/v1",
+        "judge.model": "claude-sonnet-5",
+    }
+    config = load_config(None, overrides)
+    shown = yaml.safe_load(dump_config(config))["judge"]
+    assert shown["api_key_env"] == "ANTHROPIC_API_KEY"
+    assert shown["temperature"] is None
+    path = tmp_path / "resolved.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+
+
+def test_a_fallback_takes_its_own_providers_settings() -> None:
+    judge = JudgeConfig(
+        base_url="https://api.openai.com/v1",
+        model="gpt-5",
+        fallback=FallbackConfig(base_url="https://api.deepseek.com/v1", model="deepseek-chat"),
+    )
+    second = judge.for_fallback()
+    assert (second.api_key_env, second.response_format) == ("DEEPSEEK_API_KEY", "json_object")
+    assert second.max_tokens_parameter == "max_tokens"
+
+
+def test_every_preset_sets_known_keys_to_valid_values_and_can_be_named() -> None:
+    named = {name for union in get_args(JudgeConfig.model_fields["preset"].annotation)
+             for name in get_args(union) or (union,)}  # fmt: skip
+    for preset in PRESETS:
+        assert preset.name in named
+        assert preset.docs.startswith("https://")
+        for settings in (preset.settings, *preset.models.values()):
+            assert settings.keys() <= JudgeConfig.model_fields.keys()
+            JudgeConfig(base_url="http://judge.example/v1", model="m", **settings)
