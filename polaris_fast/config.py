@@ -416,6 +416,19 @@ class EngineConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Low-rank adapters in place of full fine-tuning."""
+
+    r: int = Field(0, ge=0)
+    """Rank of the adapters; 0: all weights are trained."""
+    alpha: float = Field(32.0, gt=0)
+    """The adapters' output is scaled by alpha / r."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout in front of the adapters; above 0 old and new log-probs differ by its noise."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Linear layers that get an adapter: all but the head, or those of these names."""
+
+
 class GuardConfig(Section):
     """Refuses updates that would wreck the model."""
 
@@ -543,6 +556,7 @@ class Config(Section):
     hri: HRIConfig = HRIConfig()
     packing: PackingConfig = PackingConfig()
     engine: EngineConfig = EngineConfig()
+    lora: LoraConfig = LoraConfig()
     guard: GuardConfig = GuardConfig()
 
     @model_validator(mode="after")

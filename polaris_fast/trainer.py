@@ -40,7 +40,7 @@ from .prompts import PromptBuilder, load_tokenizer, stop_ids_of
 from .ranks import join_world
 from .ranks.conductor import Conductor
 from .ranks.follower import follow
-from .ranks.parts import Orders, build_parts, choose_device
+from .ranks.parts import Orders, build_parts, check_engine, choose_device
 from .report import write_report
 from .run_folder import (
     check_same_run,
@@ -104,6 +104,7 @@ class Trainer:
         """
         self.view, self.flag, self.conductor = view, flag, conductor
         self.device = choose_device(config, conductor.world)
+        check_engine(config)
         self.deterministic = (
             config.deterministic if config.deterministic is not None else self.device.type == "cpu"
         )
@@ -253,8 +254,9 @@ class Trainer:
         self.view.phase("loading the model")
         orders = Orders(
             config,
-            model_path=str(self.checkpoint or base),
-            reference_path=base if config.beta > 0 else None,
+            # adapters go on from their own file, on the weights that never change
+            model_path=base if config.lora.r > 0 else str(self.checkpoint or base),
+            reference_path=base if config.beta > 0 and config.lora.r == 0 else None,
             checkpoint=str(self.checkpoint) if self.checkpoint else None,
             total_updates=self.total_steps * config.num_iterations,
         )

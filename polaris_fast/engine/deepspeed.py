@@ -28,12 +28,13 @@ import torch.distributed as dist
 from polaris_kernels import GRPOLossOutput, LossRows, LossSpec
 
 from ..config import Config
+from ..model.lora import Adapters, whole_state
 from ..packing import PackedBatch
 from ..types import UserError
 from .base import UpdateResult
 from .guard import UpdateGuard
 from .optimizer import adamw, advance, learning_rate_schedule, restore_schedule
-from .policy import Policy, reference_logps
+from .policy import Policy, reference_logps, save_model
 
 _STATE = "deepspeed"  # DeepSpeed's own folder inside a checkpoint
 
@@ -49,6 +50,7 @@ class DeepSpeedEngine:
         *,
         total_updates: int,
         reference: Any | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         """
         Args: as `SingleEngine`; the model is whole on every rank and is sharded here.
@@ -56,8 +58,9 @@ class DeepSpeedEngine:
         Raises:
             UserError: DeepSpeed is not installed, or refuses the settings.
         """
-        deepspeed = _import_deepspeed()
-        self.model, self.config, self.spec, self.reference = model, config, spec, reference
+        deepspeed = import_deepspeed()
+        self.model, self.config, self.spec = model, config, spec
+        self.reference, self.adapters = reference, adapters
         model.train()
         self.guard = UpdateGuard(config.guard)
         self.stage = config.engine.zero_stage
@@ -82,8 +85,7 @@ class DeepSpeedEngine:
         return device
 
     def ref_logps(self, batch: PackedBatch) -> torch.Tensor:
-        assert self.reference is not None
-        return reference_logps(self.reference, batch, self.config)
+        return reference_logps(self.model, self.reference, self.adapters, batch, self.config)
 
     def backward(self, batch: PackedBatch, rows: LossRows) -> GRPOLossOutput:
         out: GRPOLossOutput = self.engine(batch, rows)
@@ -134,13 +136,12 @@ class DeepSpeedEngine:
     def save(self, folder: Path) -> None:
         """Weights for `from_pretrained` by rank 0; each rank's shard of the optimizer state."""
         is_first = dist.get_rank() == 0
-        if self.stage < 3:
-            state = self.model.state_dict() if is_first else None
+        if self.stage == 3:  # all ranks give their shards
+            state = _without_prefix(self.engine._zero3_consolidated_16bit_state_dict() or {})
         else:
-            gathered = self.engine._zero3_consolidated_16bit_state_dict()
-            state = _without_prefix(gathered) if is_first else None
+            state = whole_state(self.model)
         if is_first:
-            self.model.save_pretrained(folder, state_dict=state)
+            save_model(self.model, self.adapters, state, folder)
         self.engine.save_checkpoint(
             str(folder / _STATE),
             tag="shards",
@@ -165,7 +166,11 @@ class DeepSpeedEngine:
                 f"run has {self._world_size}; start with the number of ranks (and engine.kind) "
                 "that wrote it, or give its weights as model_name_or_path to a new run"
             )
-        _, client = self.engine.load_checkpoint(str(folder / _STATE), tag="shards")
+        _, client = self.engine.load_checkpoint(
+            str(folder / _STATE),
+            tag="shards",
+            load_module_strict=self.adapters is None,  # frozen weights are not in the shards
+        )
         position = client["scheduler"]["last_epoch"]
         restore_schedule(self.scheduler, self.optimizer, self.config, position)
         self.guard.load_state_dict(client["guard"])
@@ -267,7 +272,8 @@ def _without_prefix(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return {name.removeprefix("model."): value for name, value in state.items()}
 
 
-def _import_deepspeed() -> Any:
+def import_deepspeed() -> Any:
+    """The package, ready for use; UserError names `engine.kind` when it cannot be used."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     try:
         import deepspeed

@@ -7,6 +7,9 @@ T packed tokens · N targets · D hidden.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from torch import nn
 from polaris_kernels import GRPOLossOutput, LossRows, LossSpec
 
 from ..config import Config
+from ..model.lora import Adapters
 from ..model.packed import packed_hidden_states
 from ..packing import PackedBatch
 
@@ -41,13 +45,42 @@ class Policy(nn.Module):
 
 
 @torch.no_grad()
-def reference_logps(model: Any, batch: PackedBatch, config: Config) -> torch.Tensor:
-    """(N,) fp32 log-probs of the batch's targets under a frozen model."""
-    hidden = packed_hidden_states(model, batch)[batch.logit_positions]
-    logps: torch.Tensor = model.lm_head.logps(
-        hidden,
-        targets=batch.targets,
-        temperature=config.temperature,
-        logits_dtype=config.logits_dtype,
-    ).logps
-    return logps
+def reference_logps(
+    model: Any,
+    reference: Any | None,
+    adapters: Adapters | None,
+    batch: PackedBatch,
+    config: Config,
+) -> torch.Tensor:
+    """(N,) fp32 log-probs of the batch's targets under the frozen reference.
+
+    With adapters that is the model without them, else a model of its own.
+    """
+    off = nullcontext() if adapters is None else adapters.off()
+    with off:
+        if adapters is not None:
+            reference = model
+        assert reference is not None
+        hidden = packed_hidden_states(reference, batch)[batch.logit_positions]
+        logps: torch.Tensor = reference.lm_head.logps(
+            hidden,
+            targets=batch.targets,
+            temperature=config.temperature,
+            logits_dtype=config.logits_dtype,
+        ).logps
+        return logps
+
+
+def save_model(
+    model: Any, adapters: Adapters | None, state: Mapping[str, torch.Tensor], folder: Path
+) -> None:
+    """Write a folder for `from_pretrained`: merged weights, and the adapters beside them.
+
+    Args:
+        state: whole tensors of the model's state dict.
+    """
+    if adapters is None:
+        model.save_pretrained(folder, state_dict=dict(state))
+        return
+    model.save_pretrained(folder, state_dict=adapters.merged(state))
+    adapters.save(folder, state)

@@ -11,12 +11,13 @@ import torch
 from polaris_kernels import GRPOLossOutput, LossRows, LossSpec
 
 from ..config import Config
+from ..model.lora import Adapters, whole_state
 from ..packing import PackedBatch
 from .base import UpdateResult
 from .guard import UpdateGuard
 from .masters import MasterWeights
 from .optimizer import adamw, advance, learning_rate_schedule, restore_schedule
-from .policy import Policy, reference_logps
+from .policy import Policy, reference_logps, save_model
 
 
 class SingleEngine:
@@ -30,6 +31,7 @@ class SingleEngine:
         *,
         total_updates: int,
         reference: Any | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         """
         Args:
@@ -37,9 +39,11 @@ class SingleEngine:
             config: the run's configuration.
             spec: the loss.
             total_updates: length of the learning-rate schedule.
-            reference: frozen model for the KL term; needed when `beta` > 0.
+            reference: frozen model for the KL term; needed when `beta` > 0 without adapters.
+            adapters: those of the model, when they alone are trained.
         """
-        self.model, self.config, self.spec, self.reference = model, config, spec, reference
+        self.model, self.config, self.spec = model, config, spec
+        self.reference, self.adapters = reference, adapters
         model.train()  # gradient checkpointing looks at it
         self.weights = MasterWeights(p for p in model.parameters() if p.requires_grad)
         self.optimizer = adamw(self.weights.masters, config)
@@ -58,8 +62,7 @@ class SingleEngine:
         return float(self.scheduler.get_last_lr()[0])
 
     def ref_logps(self, batch: PackedBatch) -> torch.Tensor:
-        assert self.reference is not None
-        return reference_logps(self.reference, batch, self.config)
+        return reference_logps(self.model, self.reference, self.adapters, batch, self.config)
 
     def backward(self, batch: PackedBatch, rows: LossRows) -> GRPOLossOutput:
         out: GRPOLossOutput = self.policy(batch, rows)
@@ -91,7 +94,7 @@ class SingleEngine:
         return nullcontext()
 
     def save(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+        save_model(self.model, self.adapters, whole_state(self.model), folder)
         masters = {
             str(i): master.detach()
             for i, (parameter, master) in enumerate(self.weights.pairs)
@@ -123,6 +126,8 @@ class SingleEngine:
         position = state["scheduler"]["last_epoch"]
         restore_schedule(self.scheduler, self.optimizer, self.config, position)
         self.guard.load_state_dict(state["guard"])
+        if self.adapters is not None:
+            self.adapters.load(folder)
         with torch.no_grad():
             for i, master in state["masters"].items():
                 self.weights.pairs[int(i)][1].copy_(master)

@@ -12,6 +12,7 @@ import torch
 from ..config import Config
 from ..engine import Engine, ReplicatedEngine, SingleEngine
 from ..model.load import load_causal_lm, quiet_transformers
+from ..model.lora import Adapters, import_peft
 from ..model.parity import check_packing
 from ..rollout import RolloutEngine
 from ..rollout.hf import HFEngine
@@ -56,6 +57,7 @@ def build_parts(orders: Orders, world: World) -> Parts:
     torch.manual_seed(config.seed)
     model: Any = load_causal_lm(orders.model_path, dtype=dtype, device=device)
     check_packing(model)
+    adapters = Adapters(model, config.lora) if config.lora.r > 0 else None
     reference: Any = None
     if orders.reference_path is not None:
         reference = load_causal_lm(orders.reference_path, dtype=dtype, device=device)
@@ -68,6 +70,7 @@ def build_parts(orders: Orders, world: World) -> Parts:
         config.loss_spec(),
         total_updates=orders.total_updates,
         reference=reference,
+        adapters=adapters,
     )
     if orders.checkpoint is not None:
         engine.load(Path(orders.checkpoint))
@@ -81,6 +84,20 @@ def _engine_kind(config: Config, world: World) -> Callable[..., Engine]:
 
         return DeepSpeedEngine
     return SingleEngine if world.size == 1 else ReplicatedEngine
+
+
+def check_engine(config: Config) -> None:
+    """Everything `build_parts` will import is there.
+
+    Raises:
+        UserError: names `engine.kind` or `lora.r`, and the remedy.
+    """
+    if config.engine.kind == "deepspeed":
+        from ..engine.deepspeed import import_deepspeed
+
+        import_deepspeed()
+    if config.lora.r > 0:
+        import_peft()
 
 
 def choose_device(config: Config, world: World) -> torch.device:
