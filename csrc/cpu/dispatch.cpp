@@ -10,6 +10,7 @@
 
 namespace pk_portable { extern const Level level; }
 #ifdef PK_X86
+#include <cpuid.h>
 namespace pk_avx2 { extern const Level level; }
 namespace pk_avx512 { extern const Level level; }
 #endif
@@ -24,16 +25,27 @@ struct Named {
   const Level* level;
 };
 
+#ifdef PK_X86
+// every flag that build.py compiles the levels with
+bool has_avx2() {
+  unsigned a, b, c, d;
+  // older compilers' __builtin_cpu_supports does not know f16c
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 // null: not in this build or not on this CPU
 const Level* find(const char* name) {
 #ifdef PK_X86
   __builtin_cpu_init();
-  if (!strcmp(name, "avx512") && __builtin_cpu_supports("avx512f") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    return &pk_avx512::level;
-  if (!strcmp(name, "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return &pk_avx2::level;
+  if (!strcmp(name, "avx512") && has_avx512()) return &pk_avx512::level;
+  if (!strcmp(name, "avx2") && has_avx2()) return &pk_avx2::level;
 #endif
   return strcmp(name, "portable") ? nullptr : &pk_portable::level;
 }

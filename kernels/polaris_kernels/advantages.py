@@ -109,8 +109,8 @@ def group_advantages(
         human_weight: factor of human rows' advantages (not with `human_in_statistics`).
         num_groups: G; None: the largest id + 1, which waits for a CUDA device.
 
-    A human row of a group with zero spread gets 0 under `scale="group"`: its score over a std of 0
-    has no meaning. The statistics are computed in float64.
+    Where the std is 0 (that of a row's group, or of the batch) human rows get 0 as policy rows do:
+    a score over a std of 0 has no meaning. The statistics are computed in float64.
     """
     spec = spec or AdvantageSpec()
     _check(rewards, group_ids, is_human, valid, human_weight)
@@ -145,6 +145,8 @@ def group_advantages(
         advantages = torch.where(zero_spread[group], 0.0, advantages)
     elif spec.scale == "batch":
         advantages = advantages / (_std_of(values, counted) + spec.eps)
+        # all groups flat and at one level: as under "group", a score over a std of 0
+        advantages = torch.where(_is_constant(values, counted), 0.0, advantages)
     if not spec.human_in_statistics:
         advantages = torch.where(human, human_weight * advantages, advantages)
     return GroupAdvantages(
@@ -202,6 +204,13 @@ def _std_of(values: Tensor, chosen: Tensor) -> Tensor:
     count = chosen.sum()
     mean = (values * chosen).sum() / count
     return (torch.where(chosen, values - mean, 0.0).square().sum() / (count - 1)).sqrt()
+
+
+def _is_constant(values: Tensor, chosen: Tensor) -> Tensor:
+    """() bool: no two chosen values differ."""
+    low = torch.where(chosen, values, torch.inf).amin() if values.numel() else values.sum()
+    high = torch.where(chosen, values, -torch.inf).amax() if values.numel() else values.sum()
+    return low >= high
 
 
 def _check(

@@ -39,7 +39,7 @@ from .autograd import scaled
 from .backends.base import Wanted
 from .kl_pass import Head, HeadPair, check_reference, kl_pass
 from .metrics import Metrics
-from .problem import accumulation_dtype, check_temperature, compute_dtype_of
+from .problem import accumulation_dtype, check_temperature, compute_dtype_of, without_autocast
 from .rows import LossRows, scatter_tokens, select_tokens, view_rows
 from .spec import LossSpec
 
@@ -98,8 +98,10 @@ def linear_kl(
         logits_dtype=logits_dtype,
         chunk_bytes=chunk_bytes,
     )
-    kl: Tensor = _KLFunction.apply(pair, _wanted(hidden, weight, bias), hidden, weight, bias)
-    return kl.view(shape)
+    with without_autocast(hidden.device):
+        kl: Tensor = _KLFunction.apply(pair, Wanted.of(hidden, weight, bias), hidden, weight, bias)
+    # a view only where the layout asks for one: FSDP2's hooks warn about returned views
+    return kl if len(shape) == 1 else kl.view(shape)
 
 
 def linear_kl_loss(
@@ -157,9 +159,10 @@ def linear_kl_loss(
     )
     view = view_rows(rows, index, kept, spec or LossSpec(), acc)
     found: dict[str, Tensor] = {}
-    loss: Tensor = _KLLossFunction.apply(
-        pair, _wanted(hidden, weight, bias), view.weight, found, hidden, weight, bias
-    )
+    with without_autocast(hidden.device):
+        loss: Tensor = _KLLossFunction.apply(
+            pair, Wanted.of(hidden, weight, bias), view.weight, found, hidden, weight, bias
+        )
     kl = scatter_tokens(found["kl"], index, view.kept, num_tokens)
     return KLLossOutput(loss=loss, metrics={"sum_kl": kl.sum()}, kl=kl.view(shape))
 
@@ -204,7 +207,8 @@ class _KLFunction(torch.autograd.Function):
             weight=weight.detach().to(ctx.compute),
             bias=None if bias is None else bias.detach().to(acc),
         )
-        made = kl_pass(ctx.pair._replace(policy=policy), grad.to(acc), ctx.wanted)[1]
+        with without_autocast(hidden.device):
+            made = kl_pass(ctx.pair._replace(policy=policy), grad.to(acc), ctx.wanted)[1]
         return None, None, *_as_dtypes((made.hidden, made.weight, made.bias), ctx.dtypes)
 
 
@@ -247,8 +251,3 @@ def _as_dtypes(
     return tuple(
         None if g is None else g.to(dtype) for g, dtype in zip(gradients, dtypes, strict=True)
     )
-
-
-def _wanted(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Wanted:
-    asked = torch.is_grad_enabled()
-    return Wanted(*(asked and x is not None and x.requires_grad for x in (hidden, weight, bias)))

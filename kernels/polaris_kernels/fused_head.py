@@ -11,6 +11,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .exact_kl import KLLossOutput, linear_kl, linear_kl_loss
 from .head import GRPOLossOutput, TokenLogps, linear_grpo_loss, linear_logps
 from .rows import LossRows
 
@@ -51,16 +52,24 @@ class FusedHead(nn.Linear):
         *,
         targets: Tensor | None = None,
         rows: LossRows | None = None,
+        ref_hidden: Tensor | None = None,
         **options: Any,
-    ) -> Tensor | TokenLogps | GRPOLossOutput:
-        """Logits without targets, `TokenLogps` with targets, `GRPOLossOutput` with rows too.
+    ) -> Tensor | TokenLogps | GRPOLossOutput | KLLossOutput:
+        """`TokenLogps` with targets, `GRPOLossOutput` with rows too; with `ref_hidden`, the exact
+        KL to a reference; logits with neither.
 
         Args:
             hidden: (..., D).
             targets: (...) integers.
             rows: the loss's inputs.
-            options: keywords of `linear_logps` or `linear_grpo_loss`, except `bias`.
+            ref_hidden: (..., D_ref) of a reference model: the result is that of `linear_kl_loss`,
+                or without rows of `linear_kl`. Takes no targets.
+            options: keywords of `linear_logps`, `linear_grpo_loss`, `linear_kl` or
+                `linear_kl_loss`, except `bias`. Without `ref_weight` the reference ends in this
+                very head, as a model with its adapters off does.
         """
+        if ref_hidden is not None:
+            return self._kl(hidden, ref_hidden, targets, rows, options)
         if targets is None:
             if rows is not None or options:
                 given = ", ".join((["rows"] if rows is not None else []) + sorted(options))
@@ -69,6 +78,30 @@ class FusedHead(nn.Linear):
         if rows is None:
             return linear_logps(hidden, self.weight, targets, bias=self.bias, **options)
         return linear_grpo_loss(hidden, self.weight, targets, rows=rows, bias=self.bias, **options)
+
+    def _kl(
+        self,
+        hidden: Tensor,
+        ref_hidden: Tensor,
+        targets: Tensor | None,
+        rows: LossRows | None,
+        options: dict[str, Any],
+    ) -> Tensor | KLLossOutput:
+        if targets is not None:
+            raise ValueError(
+                "FusedHead: targets and ref_hidden given together; the exact KL has no targets: "
+                "call the head once for the loss and once for the KL"
+            )
+        if options.get("ref_weight") is None:
+            own = {"ref_weight": self.weight.detach()}
+            own["ref_bias"] = None if self.bias is None else self.bias.detach()
+            options = options | own
+        weight, ref_weight = self.weight, options.pop("ref_weight")
+        if rows is None:
+            return linear_kl(hidden, weight, ref_hidden, ref_weight, bias=self.bias, **options)
+        return linear_kl_loss(
+            hidden, weight, ref_hidden, ref_weight, rows=rows, bias=self.bias, **options
+        )
 
     def logps(self, hidden: Tensor, *, targets: Tensor, **options: Any) -> TokenLogps:
         """`linear_logps` through the module, hooks and all; options as there."""

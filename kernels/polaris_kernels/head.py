@@ -102,7 +102,7 @@ def linear_logps(
         from . import compiled
 
         run = compiled.logps
-    results = run(hidden, weight, bias, targets, options, outputs, _wanted(hidden, weight, bias))
+    results = run(hidden, weight, bias, targets, options, outputs, Wanted.of(hidden, weight, bias))
     if len(shape) != 1:
         # a view only where the layout asks for one: FSDP2's hooks warn about returned views
         results = tuple(x.view(shape) for x in results)
@@ -191,7 +191,7 @@ def linear_grpo_loss(
         rows,
         spec or LossSpec(),
         options,
-        _wanted(hidden, weight, bias),
+        Wanted.of(hidden, weight, bias),
         loss_fn=loss_fn,
         loss_fn_needs_whole_rows=loss_fn_needs_whole_rows,
         grad_scale=grad_scale,
@@ -248,11 +248,3 @@ def _grpo_loss(
     statistics: Statistics = found["statistics"]
     logps, entropy = call.scatter(statistics.logp), call.scatter(statistics.entropy)
     return loss, found["metrics"], logps, entropy
-
-
-def _wanted(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Wanted:
-    if not torch.is_grad_enabled():
-        return Wanted(False, False, False)
-    return Wanted(
-        hidden.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
-    )

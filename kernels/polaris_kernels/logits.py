@@ -21,7 +21,7 @@ from .head import GRPOLossOutput, TokenLogps
 from .loss_call import build_objective, check_inputs_of_spec, scale_gradients
 from .metrics import Metrics
 from .objective import Objective, TokenGradients
-from .problem import accumulation_dtype, check_targets, check_temperature
+from .problem import accumulation_dtype, check_above_zero, check_targets, check_temperature
 from .rows import LossFn, LossRows, TokenView, scatter_tokens, select_tokens, view_rows
 from .spec import LossSpec
 
@@ -136,6 +136,7 @@ def prepare_logps(
     caller = "selective_logps"
     flat, positions = flatten_logits(logits, targets, caller)
     acc = accumulation_dtype(logits.dtype)
+    check_above_zero(temperature, caller)
     problem = LogitsProblem(
         positions=positions,
         targets=check_targets(targets.reshape(-1), logits.shape[-1], caller),
@@ -175,6 +176,7 @@ def prepare_logits_loss(
             per_token = per_token.index_select(0, index)
     elif kept is not None:
         targets = targets.masked_fill(~kept, 0)
+    check_above_zero(per_token, caller)
     problem = LogitsProblem(
         positions=positions,
         targets=check_targets(targets, logits.shape[-1], caller),

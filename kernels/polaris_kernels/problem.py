@@ -59,6 +59,8 @@ class HeadProblem:
     chunk_bytes: int
     hidden_grad_dtype: torch.dtype
     """of the hidden gradient: the caller's dtype, but fp32 for fp16 (grad_output comes first)"""
+    weight_grad_dtype: torch.dtype
+    """the least that the weight gradient may be rounded to: the same for the weight"""
 
     @property
     def num_tokens(self) -> int:
@@ -121,6 +123,7 @@ def make_problem(
     if chunk_bytes is not None and chunk_bytes < 1:
         raise ValueError(f"{caller}: chunk_bytes must be 1 or more, got {chunk_bytes}")
     device = hidden.device
+    check_above_zero(temperature, caller)
     compute = compute_dtype or compute_dtype_of(hidden, weight)
     acc = accumulation_dtype(compute)
     if chunk_bytes is None:
@@ -135,7 +138,8 @@ def make_problem(
         logit_scale=float(logit_scale),
         rounds_logits=logits_dtype == "bf16",
         chunk_bytes=chunk_bytes,
-        hidden_grad_dtype=hidden_grad_dtype_of(hidden),
+        hidden_grad_dtype=grad_dtype_of(hidden),
+        weight_grad_dtype=grad_dtype_of(weight),
     )
 
 
@@ -155,9 +159,9 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def hidden_grad_dtype_of(hidden: Tensor) -> torch.dtype:
-    """Dtype of the hidden gradient until grad_output has come in: see `HeadProblem`."""
-    return torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
+def grad_dtype_of(leaf: Tensor) -> torch.dtype:
+    """Dtype of a leaf's gradient until grad_output has come in: see `HeadProblem`."""
+    return torch.float32 if leaf.dtype == torch.float16 else leaf.dtype
 
 
 def _check_shapes(
@@ -222,3 +226,17 @@ def check_temperature(
             f"got {tuple(temperature.shape)} on {temperature.device}"
         )
     return temperature.detach().reshape(-1).to(dtype)
+
+
+def check_above_zero(temperature: float | Tensor, caller: str) -> None:
+    """ValueError where a token's temperature is not, on the CPU: a GPU would have to be waited for.
+
+    Args:
+        temperature: of tokens with loss alone; what lies under a mask may be anything.
+    """
+    if not isinstance(temperature, Tensor) or temperature.device.type != "cpu":
+        return
+    if not (temperature > 0).all():
+        raise ValueError(
+            f"{caller}: temperature must be above 0 for every token, got {float(temperature.min())}"
+        )

@@ -114,6 +114,7 @@ class LossRows:
                     f"{caller}: rows.{name} must be on {device}, got {value.device}; "
                     "move all of them with rows.to(device)"
                 )
+        self._check_index(device, caller)
         if self.row_of_token.dtype not in (torch.int32, torch.int64):
             raise ValueError(
                 f"{caller}: rows.row_of_token must be int32 or int64, got {self.row_of_token.dtype}"
@@ -136,6 +137,17 @@ class LossRows:
                     f"{caller}: rows.row_of_token must be in [0, {R}), got {low} to {high}; "
                     "num_rows is the number of rows in this batch"
                 )
+
+    def _check_index(self, device: torch.device, caller: str) -> None:
+        index = self.token_index
+        if index is None:
+            return
+        if index.dtype != torch.int64 or index.dim() != 1 or index.device != device:
+            raise ValueError(
+                f"{caller}: rows.token_index must be (K,) int64 on {device}, got "
+                f"{tuple(index.shape)} {index.dtype} on {index.device}; make it with "
+                "mask.nonzero().squeeze(1) on the host and move it"
+            )
 
 
 @dataclass(frozen=True)

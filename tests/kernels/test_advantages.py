@@ -48,6 +48,16 @@ def test_luffy_counts_the_human_row():
     assert found.advantages.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize("eps", [0.0, 1e-6])
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_equal_rewards_everywhere_give_no_advantage_to_anybody(scale, eps):
+    # thirds: their mean rounds, and with it the std
+    rewards = [1 / 3, 1 / 3, 1 / 3, 0.9] * 2
+    groups = [0] * 4 + [1] * 4
+    found = run(rewards, groups, human=(3, 7), spec={"scale": scale, "eps": eps})
+    assert found.advantages.tolist() == [0.0] * 8
+
+
 def test_a_failed_row_is_no_number():
     whole, failed = run([1.0, 2.0, 4.0]), run([1.0, NAN, 2.0, 4.0])
     assert failed.advantages[[0, 2, 3]].tolist() == whole.advantages.tolist()

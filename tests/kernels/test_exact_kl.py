@@ -288,6 +288,25 @@ def test_autocast_sets_the_dtype_of_the_gemms():
     assert all(g.dtype == torch.float32 for g in grads(kl.sum(), policy))
 
 
+@pytest.mark.parametrize("loss", [False, True], ids=["per_token", "loss"])
+@pytest.mark.parametrize("chunk_bytes", [None, 7 * 33 * 8], ids=["one_chunk", "many_chunks"])
+def test_autocast_does_not_narrow_what_is_summed_wide(chunk_bytes, loss):
+    policy, ref = make_pair(bias=False, dtype=torch.float32)
+    narrow, narrow_ref = (h.to(torch.bfloat16) for h in (policy, ref))
+
+    def found(policy, ref):
+        if not loss:
+            return grads(run(linear_kl, policy, ref, chunk_bytes=chunk_bytes).sum(), policy)
+        out = run(linear_kl_loss, policy, ref, rows=make_rows(policy), chunk_bytes=chunk_bytes)
+        return grads(out.loss, policy)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = found(policy, ref)
+    weight, rounded = inside[1], found(narrow, narrow_ref)[1]
+    assert not torch.equal(weight, weight.bfloat16().float())
+    assert torch.equal(weight.bfloat16(), rounded)
+
+
 def test_bitwise_repeatable_and_chunked_alike():
     policy, ref = make_pair(40, dtype=torch.float32)
     rows = make_rows(policy)

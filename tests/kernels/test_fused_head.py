@@ -7,7 +7,15 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from polaris_kernels import FusedHead, LossRows, LossSpec, linear_grpo_loss, linear_logps
+from polaris_kernels import (
+    FusedHead,
+    LossRows,
+    LossSpec,
+    linear_grpo_loss,
+    linear_kl,
+    linear_kl_loss,
+    linear_logps,
+)
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
@@ -93,6 +101,37 @@ def test_rows_give_the_loss(head):
     assert hidden.grad is not None
 
 
+@pytest.mark.parametrize("with_rows", [True, False], ids=["loss", "per_token"])
+def test_reference_hidden_states_give_the_exact_kl(head, with_rows):
+    hidden, _, rows = inputs()
+    ref_hidden, ref_weight = torch.randn(12, 5), torch.randn(31, 5)
+    options = {"rows": rows, "spec": LossSpec()} if with_rows else {}
+    given = dict(ref_bias=torch.randn(31), temperature=0.7, **options)
+    found = head(hidden, ref_hidden=ref_hidden, ref_weight=ref_weight, **given)
+    function = linear_kl_loss if with_rows else linear_kl
+    expected = function(hidden, head.weight, ref_hidden, ref_weight, bias=head.bias, **given)
+    found, expected = (x.loss if with_rows else x for x in (found, expected))
+    assert torch.equal(found, expected) and found.abs().sum() > 0
+    found.sum().backward()
+    assert head.weight.grad is not None and head.bias.grad is not None
+
+
+def test_a_reference_without_a_head_ends_in_this_one(head):
+    hidden, _, _ = inputs()
+    kl = head(hidden, ref_hidden=hidden.detach() + 0.5)
+    expected = linear_kl(
+        hidden, head.weight, hidden.detach() + 0.5, head.weight, bias=head.bias, ref_bias=head.bias
+    )
+    assert torch.equal(kl, expected)
+    assert (head(hidden, ref_hidden=hidden) == 0).all()
+
+
+def test_targets_have_no_place_in_the_exact_kl(head):
+    hidden, targets, _ = inputs()
+    with pytest.raises(ValueError, match="targets and ref_hidden given together"):
+        head(hidden, targets=targets, ref_hidden=hidden)
+
+
 def test_log_probs_go_through_the_module_hooks(head):
     hidden, targets, rows = inputs()
     calls = []
@@ -146,12 +185,17 @@ def one_rank_mesh():
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
-@pytest.mark.parametrize("with_loss", [True, False], ids=["loss", "log_probs"])
-def test_fsdp2_gathers_the_weight_for_forward_and_backward(head, one_rank_mesh, with_loss):
+@pytest.mark.parametrize("what", ["loss", "log_probs", "kl_loss", "kl"])
+def test_fsdp2_gathers_the_weight_for_forward_and_backward(head, one_rank_mesh, what):
     def scalar(module, hidden, targets, rows):
-        if with_loss:
+        if what == "loss":
             return module(hidden, targets=targets, rows=rows).loss
-        return module.logps(hidden, targets=targets).logps.sum()
+        if what == "log_probs":
+            return module.logps(hidden, targets=targets).logps.sum()
+        ref_hidden = hidden.detach() + 0.5
+        if what == "kl_loss":
+            return module(hidden, ref_hidden=ref_hidden, rows=rows).loss
+        return module(hidden, ref_hidden=ref_hidden).sum()
 
     alone = FusedHead(8, 31)
     alone.load_state_dict(head.state_dict())

@@ -256,6 +256,7 @@ def test_bitwise_repeatable():
         ({"targets": torch.zeros(40)}, "targets must be integers"),
         ({"targets": torch.zeros(39, dtype=torch.long)}, r"targets must be \(40,\)"),
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": torch.arange(40.0)}, "above 0 for every token, got 0.0"),
         ({"temperature": torch.ones(7)}, "one per token"),
         ({"softcap": -1.0}, "softcap must be above 0"),
         ({"logits_dtype": "fp8"}, "logits_dtype='fp8' is unknown"),

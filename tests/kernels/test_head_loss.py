@@ -381,6 +381,7 @@ def test_human_rows_are_never_corrected_for_the_rollout_engine():
         ({"num_rows": 4, "is_human": None, "advantages": torch.ones(4)}, {}, r"in \[0, 4\)"),
         ({"row_of_token": torch.zeros(40)}, {}, "must be int32 or int64"),
         ({"denominator": 0.0}, {}, "denominator must be above 0"),
+        ({"token_index": torch.ones(40).bool()}, {}, r"token_index must be \(K,\) int64"),
     ],
 )
 def test_bad_rows_name_the_field_and_the_remedy(change, options, message):

@@ -5,6 +5,7 @@ Shapes: `N tokens . D hidden . V vocab`.
 
 import importlib.util
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,26 @@ def test_rows_kept_of_many_chunks_are_multiplied_at_once(monkeypatch):
     )  # fmt: skip
     # 52 of 256 rows in chunks of 64: all of them fit one buffer
     assert len(seen) <= 2 and sum(seen) == 52
+
+
+@needs_library
+def test_autocast_rounds_no_gradient_of_a_wide_weight(gemms):
+    """bf16 hidden states meet an fp32 weight: the weight's gradient is fp32 to the last bit."""
+    wide = make_head(64, 16, 300, dtype=torch.float32)
+    head = replace(wide, hidden=wide.hidden.detach().bfloat16().requires_grad_())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_grpo_loss(
+            head.hidden, head.weight, head.targets, rows=make_rows(wide), backend="native"
+        ).loss
+    weight = grads(loss, head)[1]
+    assert weight.dtype == torch.float32
+    if gemms != "bf16":
+        assert not torch.equal(weight, weight.bfloat16().float())
+    rounded = wide.to(torch.bfloat16)
+    same = linear_grpo_loss(
+        rounded.hidden, rounded.weight, rounded.targets, rows=make_rows(wide), backend="native"
+    ).loss
+    assert torch.equal(weight.bfloat16(), grads(same, rounded)[1])
 
 
 @needs_library

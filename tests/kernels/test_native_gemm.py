@@ -135,6 +135,20 @@ def test_mkl_takes_every_layout(m, n, k, a_across):
         assert torch.allclose(out.double() - int(add), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(native_multiply.mkl_gemm() is None, reason="this torch has no MKL")
+@pytest.mark.parametrize("side", ["a", "b"])
+@pytest.mark.parametrize("form", ["expanded", "sliding"])
+def test_rows_that_share_memory_are_read_as_they_are(side, form, monkeypatch):
+    monkeypatch.setattr(native_multiply.Multiplier, "has_kernel", lambda self, dtype: False)
+    base = torch.randn(40).bfloat16()
+    shared = base[:9].expand(12, 9) if form == "expanded" else base.as_strided((12, 9), (2, 1))
+    other = torch.randn(9, 7).bfloat16()
+    a, b = (shared, other) if side == "a" else (other.t(), shared.t())
+    out = torch.empty(a.shape[0], b.shape[1])
+    Multiplier(NativeLibrary()).into(out, a, b)
+    assert torch.allclose(out.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("vendor", "flags", "onednn_is_fast", "own_bf16", "own_fp32"),
     [

@@ -96,6 +96,18 @@ def wanted(problem: HeadProblem, raw: Tensor, weights: Tensor, dtype: torch.dtyp
     return [x.detach() for x in (logp, entropy, lse, gradient)]
 
 
+def test_an_empty_list_of_rows_is_not_all_of_them(library):
+    problem, z = problem_of(3, 20), torch.randn(3, 20)
+    nothing = torch.zeros(3, dtype=torch.bool).nonzero().squeeze(1)
+    untouched = RowStatistics(*torch.full((4, 3), 7.0))
+    everything = slice(0, 3), slice(0, 20)
+    library.statistics(problem, z, *everything, untouched, accumulate=False, listed=nothing)
+    assert all((part == 7).all() for part in (untouched.maximum, untouched.sum_exp))
+    before, ones = z.clone(), RowCoefficients(torch.ones(3), None, None)
+    library.gradient(problem, z, slice(0, 3), torch.zeros(3), ones, out=z, rows=nothing)
+    assert torch.equal(z, before)
+
+
 def run(
     library: NativeLibrary, problem: HeadProblem, z: Tensor, weights: Tensor, **options: Any
 ) -> list[Tensor]:

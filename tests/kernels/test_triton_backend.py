@@ -107,6 +107,21 @@ def test_log_probs_match_the_reference_trained_and_frozen(options, chunk_bytes):
     assert_all_close(found, expected[:1])
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_results_may_be_changed_in_place(frozen):
+    here = moved(make_head(N, D, V))
+    here.weight.requires_grad_(not frozen)
+    leaves = (here.hidden,) if frozen else (here.hidden, here.weight)
+    expected = torch.autograd.grad(mixed(logps_of(here)), leaves)
+    found = logps_of(here)
+    total = mixed(found)
+    for name in ("logps", "entropy", "lse"):
+        value = getattr(found, name)
+        assert value._base is None
+        value.mul_(0)
+    assert_all_close(torch.autograd.grad(total, leaves), expected)
+
+
 @pytest.mark.parametrize("scale", [1.0, 20.0], ids=["flat", "peaked"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_no_worse_than_plain_torch_in_the_same_dtype(dtype, scale):
@@ -260,14 +275,14 @@ def test_many_kept_rows_and_graph_capture_stay_dense(monkeypatch):
 
     def asked(coefficients: Any) -> int:
         counted = []
-        non_zero = triton_chunked._non_zero
+        non_zero = triton_chunked.rows_with_gradient
 
         def count(found: TokenGradients) -> Tensor | None:
             counted.append(1)
             return non_zero(found)
 
         with monkeypatch.context() as patch:
-            patch.setattr(triton_chunked, "_non_zero", count)
+            patch.setattr(triton_chunked, "rows_with_gradient", count)
             backend = get_backend(head.hidden.device, "triton_compact")
             backend.gradients(problem, coefficients, wanted, entropy_gradient=False)
         return len(counted)
@@ -386,6 +401,21 @@ def test_the_loss_from_logits(monkeypatch, hidden_from_host):
     theirs = grpo_loss(exact, head.targets, rows=rows, spec=spec, backend="torch").loss
     assert_close(loss.cpu(), theirs)
     assert_all_close(torch.autograd.grad(loss, ours), torch.autograd.grad(theirs, exact))
+
+
+def test_entropies_changed_in_place_leave_the_gradient_alone():
+    logits = torch.randn(N, V, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    targets = torch.arange(N, device=DEVICE)
+
+    def total(change: bool) -> Tensor:
+        found = logits_logps(logits, targets, backend="triton", **EVERYTHING)
+        value = mixed(found)
+        if change:
+            found.entropy.detach().mul_(0)
+        return value
+
+    found, expected = (torch.autograd.grad(total(change), logits) for change in (True, False))
+    assert torch.equal(*found, *expected)
 
 
 def test_inplace_gradients_are_refused_to_other_users_of_the_logits():

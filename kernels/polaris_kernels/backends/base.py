@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..objective import TokenGradients
@@ -32,6 +33,12 @@ class Wanted:
     hidden: bool
     weight: bool
     bias: bool
+
+    @classmethod
+    def of(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> "Wanted":
+        """What autograd will ask for of these leaves, in the mode of the call."""
+        asked = torch.is_grad_enabled()
+        return cls(*(asked and x is not None and x.requires_grad for x in (hidden, weight, bias)))
 
     @property
     def any(self) -> bool:

@@ -6,6 +6,7 @@ Shapes: `N tokens . C chunk . V vocab . W columns of a vocabulary tile`.
 import torch
 from torch import Tensor
 
+from ..objective import TokenGradients
 from ..problem import HeadProblem
 from .base import Statistics
 from .gemm import logits_into
@@ -154,6 +155,16 @@ def add_rounding_once(into: Tensor, total: Tensor) -> None:
     # in-place addition of a wider tensor makes whole wide copies: a block of rows at a time
     for rows in even_slices(into.shape[0], max(1, _ADD_ELEMENTS // max(into.shape[1], 1))):
         into[rows].add_(total[rows])
+
+
+def rows_with_gradient(given: TokenGradients) -> Tensor | None:
+    """(K,) int64 rows with a coefficient that is not 0, found by a wait for the device; None when
+    there is no coefficient at all."""
+    found: Tensor | None = None
+    for part in (given.logp, given.entropy, given.lse):
+        if part is not None:
+            found = part != 0 if found is None else found | (part != 0)
+    return None if found is None else found.nonzero().squeeze(1)
 
 
 def even_slices(total: int, largest: int) -> list[slice]:

@@ -61,6 +61,16 @@ class LogitsProblem:
         return 1.0 / self.temperature
 
 
+def by_rows(flat: Tensor) -> Tensor:
+    """The same values, every row's own columns next to each other."""
+    return flat if flat.stride(1) == 1 else flat.contiguous()
+
+
+def spread(values: Tensor, positions: Tensor, num_rows: int, fill: int) -> Tensor:
+    """(K,) -> (num_rows,): values at their positions, `fill` elsewhere."""
+    return values.new_full((num_rows,), fill).index_copy_(0, positions, values)
+
+
 def logits_statistics(problem: LogitsProblem, flat: Tensor) -> tuple[Any, Statistics]:
     """What `logits_gradient` wants to see again, and the statistics of the K tokens."""
     if problem.kernels is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..objective import TokenGradients
 from ..problem import HeadProblem
 from .base import Coefficients, HeadGradients, Statistics, Wanted
-from .chunks import empty_like_acc, even_slices, finish
+from .chunks import empty_like_acc, even_slices, finish, rows_with_gradient
 from .native_gemm import GemmPlan, Gemms, WeightGradient
 from .native_library import NativeLibrary
 from .native_logits import NativeLogitsPass
@@ -90,10 +90,7 @@ class NativeBackend:
                 kept = _non_zero(given, tokens)
                 factors = _factors(problem, tokens, chunk, statistics.entropy, given)
                 out = dz[held : held + z.shape[0]]
-                if kept is None or kept.numel():
-                    self.lib.gradient(
-                        problem, z, tokens, chunk.maximum, factors, out=out, rows=kept
-                    )
+                self.lib.gradient(problem, z, tokens, chunk.maximum, factors, out=out, rows=kept)
                 last = start >= N
                 if kept is None and not held:
                     sums.add(out, tokens, is_last=last)
@@ -218,13 +215,9 @@ def _factors(
 def _non_zero(given: TokenGradients, tokens: slice) -> Tensor | None:
     """(K,) rows with a non-zero coefficient, or None when nearly all have one."""
     total = tokens.stop - tokens.start
-    present = [p != 0 for p in (given.logp, given.entropy, given.lse) if p is not None]
-    if not present:
+    index = rows_with_gradient(given)
+    if index is None:
         return torch.zeros(0, dtype=torch.int64)
-    any_part = present[0]
-    for part in present[1:]:
-        any_part = any_part | part
-    index = any_part.nonzero().squeeze(1)
     return index if index.numel() < _PACK_BELOW * total else None
 
 

@@ -98,7 +98,7 @@ class WeightGradient:
         gemms = self._gemms
         hidden = hidden.to(dz.dtype)
         wide = dz.dtype != torch.bfloat16 or gemms.multiply.widens_bf16()
-        if alone and self._total is None and self._leaves_are_narrow:
+        if alone and self._total is None and self._leaf_is_narrow:
             self._round_pieces(dz, hidden, wide=wide)
         elif wide:
             started = self._total is not None
@@ -109,10 +109,10 @@ class WeightGradient:
             self._add_rounded_parts(dz, hidden)
 
     @property
-    def _leaves_are_narrow(self) -> bool:
-        """False under autocast over fp32 leaves, whose gradient nothing should round."""
+    def _leaf_is_narrow(self) -> bool:
+        """False under autocast over an fp32 weight, whose gradient nothing should round."""
         problem = self._gemms.problem
-        return problem.hidden_grad_dtype == problem.weight.dtype != problem.acc_dtype
+        return problem.weight_grad_dtype == problem.weight.dtype != problem.acc_dtype
 
     def _round_pieces(self, dz: Tensor, hidden: Tensor, *, wide: bool) -> None:
         acc = self._gemms.problem.acc_dtype

@@ -151,6 +151,9 @@ class NativeLibrary:
         Args:
             listed: int64, the only rows to read and to write.
         """
+        if listed is not None and not listed.numel():
+            # an empty list has no address, and no address means every row
+            return
         given, keep = _describe(problem, z, tokens, columns)
         parts = (out.maximum, out.sum_exp, out.sum_z_exp, out.target)
         assert all(p.is_contiguous() and p.dtype == problem.acc_dtype for p in parts)
@@ -179,6 +182,8 @@ class NativeLibrary:
             out: (C, V) of z's or a narrower dtype; may lie over z, row by row from its start.
             rows: int64: the only rows to do.
         """
+        if rows is not None and not rows.numel():
+            return
         given, keep = _describe(problem, z, tokens, slice(0, z.shape[1]))
         parts = [
             None if part is None else part.to(problem.acc_dtype).reshape(-1).contiguous()

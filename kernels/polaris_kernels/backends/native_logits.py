@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..objective import TokenGradients
-from ..problem import HeadProblem, accumulation_dtype
+from ..problem import HeadProblem
 from .base import Statistics
 from .chunks import finish
+from .logits_pass import by_rows, spread
 from .native_library import NativeLibrary
 from .row_pass import RowStatistics, row_coefficients, shifted_targets
 
@@ -53,12 +54,12 @@ class NativeLogitsPass:
             alive = kept.nonzero().squeeze(1)
             listed = alive if positions is None else positions.index_select(0, alive)
         if positions is not None:
-            targets = _spread(targets, positions, M, 0)
+            targets = spread(targets, positions, M, 0)
             if isinstance(temperature, Tensor):
-                temperature = _spread(temperature, positions, M, 1)
+                temperature = spread(temperature, positions, M, 1)
         problem = _problem(flat, targets, temperature)
         rows = _one_certain_token(M, problem.acc_dtype)
-        z = _by_rows(flat)
+        z = by_rows(flat)
         everything = slice(0, M), slice(0, flat.shape[1])
         self.library.statistics(problem, z, *everything, rows, accumulate=False, listed=listed)
         rows = shifted_targets(rows)
@@ -75,12 +76,12 @@ class NativeLogitsPass:
         M, problem = flat.shape[0], state.problem
         if state.positions is not None:
             parts = (known.logp, known.entropy, known.lse)
-            spread = (None if p is None else _spread(p, state.positions, M, 0) for p in parts)
-            known = TokenGradients(*spread)
+            everywhere = (None if p is None else spread(p, state.positions, M, 0) for p in parts)
+            known = TokenGradients(*everywhere)
         factor = problem.logit_scale / problem.temperature_of(slice(0, M))
         entropy = finish(state.rows).entropy
         factors = row_coefficients(known, state.rows, entropy, factor)
-        z = _by_rows(flat)
+        z = by_rows(flat)
         out = z if inplace else torch.empty_like(z)
         self.library.gradient(
             problem, z, slice(0, M), state.rows.maximum, factors, out=out, rows=state.listed
@@ -110,7 +111,8 @@ def _problem(flat: Tensor, targets: Tensor, temperature: float | Tensor) -> Head
         logit_scale=1.0,
         rounds_logits=False,
         chunk_bytes=0,
-        hidden_grad_dtype=accumulation_dtype(flat.dtype),
+        hidden_grad_dtype=flat.dtype,
+        weight_grad_dtype=flat.dtype,
     )
 
 
@@ -118,13 +120,3 @@ def _one_certain_token(num_rows: int, dtype: torch.dtype) -> RowStatistics:
     """What rows that are never read come out as: log-prob and entropy 0."""
     zero, one = torch.zeros(3, num_rows, dtype=dtype), torch.ones(num_rows, dtype=dtype)
     return RowStatistics(maximum=zero[0], sum_exp=one, sum_z_exp=zero[1], target=zero[2])
-
-
-def _by_rows(flat: Tensor) -> Tensor:
-    """The same values, every row's own columns next to each other."""
-    return flat if flat.stride(1) == 1 else flat.contiguous()
-
-
-def _spread(values: Tensor, positions: Tensor, num_rows: int, fill: int) -> Tensor:
-    """(K,) -> (num_rows,): values at their positions, `fill` elsewhere."""
-    return values.new_full((num_rows,), fill).index_copy_(0, positions, values)

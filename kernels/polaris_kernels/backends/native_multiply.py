@@ -121,7 +121,11 @@ def _form_of(x: Tensor) -> tuple[int, int]:
 
 
 def _with_dense_side(x: Tensor) -> Tensor:
-    return x if 1 in x.stride() else x.contiguous()
+    """x itself where it is a matrix to BLAS: one stride of 1, and rows (or columns) apart."""
+    for near, far in ((1, 0), (0, 1)):
+        if x.stride(near) == 1 and (x.stride(far) >= x.shape[near] or x.shape[far] == 1):
+            return x
+    return x.contiguous()
 
 
 @cache

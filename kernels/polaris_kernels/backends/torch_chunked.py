@@ -21,6 +21,7 @@ from .chunks import (
     empty_like_acc,
     finish,
     reduce_chunk,
+    rows_with_gradient,
     stream,
 )
 from .row_pass import RowStatistics, gradient_block_, row_blocks, row_coefficients
@@ -120,15 +121,10 @@ class _Chunk:
         """Rows with a non-zero coefficient, when few enough to gather; CPU only (it must sync)."""
         if self.entropy.device.type != "cpu":
             return None
-        parts = (gradients.logp, gradients.entropy, gradients.lse)
-        present = [part != 0 for part in parts if part is not None]
-        if not present:
+        index = rows_with_gradient(gradients)
+        if index is None:
             return torch.zeros(0, dtype=torch.int64)
-        any_part = present[0]
-        for part in present[1:]:
-            any_part = any_part | part
-        index = any_part.nonzero().squeeze(1)
-        return index if index.numel() < _GATHER_BELOW * any_part.numel() else None
+        return index if index.numel() < _GATHER_BELOW * self.entropy.numel() else None
 
     def take(self, value: Tensor) -> Tensor:
         """The kept rows of a (C, ...) tensor."""

@@ -23,7 +23,7 @@ from ..objective import TokenGradients
 from ..problem import HeadProblem
 from . import triton_gemm as gemm
 from .base import Coefficients, HeadGradients, Statistics, Wanted
-from .chunks import add_rounding_once
+from .chunks import add_rounding_once, rows_with_gradient
 from .triton_launch import (
     RowState,
     Scaling,
@@ -222,7 +222,8 @@ class _KeptRows:
         self, tokens: slice, s: Tensor, scaling: Scaling, rows: RowState, found: TokenGradients
     ) -> bool:
         """True when the chunk's gradient rows were collected; False: it has too many of them."""
-        index = _non_zero(found)
+        # the one place that waits for the device
+        index = rows_with_gradient(found)
         if index is None or index.numel() >= _COMPACT_BELOW * s.shape[0]:
             return False
         self.sums.drop(tokens)
@@ -300,18 +301,6 @@ def _tile_multiple(rows: int, *, up: bool) -> int:
     if rows < 2 * _TILE_ROWS:
         return rows
     return (rows + (_TILE_ROWS - 1 if up else 0)) // _TILE_ROWS * _TILE_ROWS
-
-
-def _non_zero(gradients: TokenGradients) -> Tensor | None:
-    """(K,) int64 rows with a coefficient that is not 0; the one place that waits for the device."""
-    parts = (gradients.logp, gradients.entropy, gradients.lse)
-    present = [part != 0 for part in parts if part is not None]
-    if not present:
-        return None
-    any_part = present[0]
-    for part in present[1:]:
-        any_part = any_part | part
-    return any_part.nonzero().squeeze(1)
 
 
 def _is_capturing(device: torch.device) -> bool:

@@ -123,7 +123,8 @@ class RowState:
     def empty(cls, num_rows: int, like: Tensor) -> "RowState":
         """Unwritten state, on the device of `like` and in its accumulation dtype."""
         dtype = accumulation_dtype(like.dtype)
-        return cls(*like.new_empty(5, num_rows, dtype=dtype).unbind())
+        # memory of their own: autograd and FSDP2 treat results that are views as second-class
+        return cls(*(like.new_empty(num_rows, dtype=dtype) for _ in range(5)))
 
     def __getitem__(self, rows: slice) -> "RowState":
         return RowState(

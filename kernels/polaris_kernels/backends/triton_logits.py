@@ -6,13 +6,14 @@ a zero gradient, so nothing is gathered, and nothing but the gradient is written
 Shapes: `M rows of logits . K tokens (K <= M) . V vocab`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..objective import TokenGradients
 from .base import Statistics
+from .logits_pass import by_rows, spread
 from .triton_launch import RowState, Scaling, check_device, row_gradients, row_statistics
 
 
@@ -48,13 +49,14 @@ class TritonLogitsPass:
         rows = RowState.empty(M, flat)
         if positions is not None:
             alive = kept if kept is not None else torch.ones_like(targets)
-            kept = _spread(alive, positions, M, 0)
-            targets = _spread(targets, positions, M, 0)
+            kept = spread(alive, positions, M, 0)
+            targets = spread(targets, positions, M, 0)
             if isinstance(temperature, Tensor):
-                temperature = _spread(temperature, positions, M, 1)
+                temperature = spread(temperature, positions, M, 1)
         scaling = Scaling.make(temperature)
-        row_statistics(_by_rows(flat), targets, scaling, rows, kept)
-        found = rows.statistics
+        row_statistics(by_rows(flat), targets, scaling, rows, kept)
+        # backward reads `rows`; what the caller gets may be changed in place before
+        found = replace(rows.statistics, entropy=rows.entropy.clone())
         if positions is not None:
             found = Statistics(
                 logp=found.logp.index_select(0, positions),
@@ -71,11 +73,11 @@ class TritonLogitsPass:
             M = flat.shape[0]
             known = TokenGradients(
                 *(
-                    None if part is None else _spread(part, state.positions, M, 0)
+                    None if part is None else spread(part, state.positions, M, 0)
                     for part in (known.logp, known.entropy, known.lse)
                 )
             )
-        logits = _by_rows(flat)
+        logits = by_rows(flat)
         out = logits if inplace else torch.empty_like(logits)
         row_gradients(logits, state.targets, state.scaling, state.rows, known, out)
         if not inplace:
@@ -85,13 +87,3 @@ class TritonLogitsPass:
         # a kernel's writes are unknown to autograd, which must refuse other users of the logits
         torch.autograd.graph.increment_version(flat)
         return out
-
-
-def _by_rows(flat: Tensor) -> Tensor:
-    """The same values, every row's own columns next to each other."""
-    return flat if flat.stride(1) == 1 else flat.contiguous()
-
-
-def _spread(values: Tensor, positions: Tensor, num_rows: int, fill: int) -> Tensor:
-    """(K,) -> (num_rows,): values at their positions, `fill` elsewhere."""
-    return values.new_full((num_rows,), fill).index_copy_(0, positions, values)

@@ -15,7 +15,6 @@ from ..loss_call import scale_gradients
 from ..objective import TokenGradients
 from ..problem import accumulation_dtype
 from .arguments import ROWS, spec_from_text, stack_metrics, unpack_rows
-from .logps import own_memory
 
 _LOGITS = "Tensor logits, Tensor targets, Tensor? temperatures, float temperature, str? backend"
 
@@ -31,7 +30,8 @@ def selective_logps(
     """(N,) each."""
     given = temperature if temperatures is None else temperatures
     problem, flat = prepare_logps(logits, targets, given, False, backend)
-    return own_memory(logits_statistics(problem, flat)[1])
+    found = logits_statistics(problem, flat)[1]
+    return found.logp, found.entropy, found.lse
 
 
 @selective_logps.register_fake
@@ -93,7 +93,7 @@ def grpo_loss(
     _, statistics, _ = call.run()
     loss, named = call.objective.finish(statistics.logp, statistics.entropy)
     logps, entropy = call.scatter(statistics.logp), call.scatter(statistics.entropy)
-    return loss, stack_metrics(named, metrics), logps.clone(), entropy.clone()
+    return loss, stack_metrics(named, metrics), logps, entropy
 
 
 @grpo_loss.register_fake

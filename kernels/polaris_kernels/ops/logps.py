@@ -12,7 +12,7 @@ from torch import Tensor
 from ..backends.base import HeadBackend, Statistics, Wanted
 from ..loss_call import cut_gradients, prepare_head
 from ..objective import TokenGradients
-from ..problem import HeadProblem, hidden_grad_dtype_of
+from ..problem import HeadProblem, grad_dtype_of
 from .arguments import HEAD, NUM_OPTIONS, OPTIONS, acc_dtype, unpack_options
 
 
@@ -26,7 +26,7 @@ def linear_logps(
 ) -> tuple[Tensor, ...]:
     """(N,) each."""
     problem, backend = _head(hidden, weight, bias, targets, temperatures, options)
-    return own_memory(backend.statistics(problem))
+    return _results(backend.statistics(problem))
 
 
 @linear_logps.register_fake
@@ -104,13 +104,13 @@ def linear_logps_frozen(
     wanted = tuple(name for name, asked in zip(names, outputs, strict=True) if asked)
     statistics, units = backend.unit_gradients(problem, wanted)
     nothing = lambda: hidden.new_empty(0, dtype=problem.hidden_grad_dtype)
-    return (*own_memory(statistics), *(units[n] if n in units else nothing() for n in names))
+    return (*_results(statistics), *(units[n] if n in units else nothing() for n in names))
 
 
 @linear_logps_frozen.register_fake
 def _(hidden, weight, bias, targets, temperatures, outputs, *options):
     values = tuple(hidden.new_empty(hidden.shape[0], dtype=acc_dtype(options)) for _ in range(3))
-    dtype = hidden_grad_dtype_of(hidden)
+    dtype = grad_dtype_of(hidden)
     return values + tuple(
         hidden.new_empty(hidden.shape if asked else (0,), dtype=dtype) for asked in outputs
     )
@@ -150,6 +150,5 @@ def _head(
     )
 
 
-def own_memory(statistics: Statistics) -> tuple[Tensor, ...]:
-    """Copies: parts of one buffer in some backends, and an operator's results may not share it."""
-    return tuple(x.clone() for x in (statistics.logp, statistics.entropy, statistics.lse))
+def _results(statistics: Statistics) -> tuple[Tensor, ...]:
+    return statistics.logp, statistics.entropy, statistics.lse

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backends.base import Wanted
 from ..loss_call import prepare_loss
-from ..problem import hidden_grad_dtype_of
+from ..problem import grad_dtype_of
 from .arguments import (
     HEAD,
     NUM_OPTIONS,
@@ -56,8 +56,8 @@ def linear_grpo_loss(
     return (
         loss,
         stack_metrics(named, metrics),
-        call.scatter(statistics.logp).clone(),
-        call.scatter(statistics.entropy).clone(),
+        call.scatter(statistics.logp),
+        call.scatter(statistics.entropy),
         *(hidden.new_empty(0) if g is None else g for g in (made.hidden, made.weight, made.bias)),
     )
 
@@ -70,7 +70,7 @@ def _(
     acc = acc_dtype(options)
     N, V = hidden.shape[0], weight.shape[0]
     shapes = ((), (len(metrics.split(",")),), (N,), (N,))
-    dtypes = (hidden_grad_dtype_of(hidden), acc, acc)
+    dtypes = (grad_dtype_of(hidden), acc, acc)
     gradients = (
         hidden.new_empty(shape, dtype=dtype) if asked else hidden.new_empty(0)
         for shape, dtype, asked in zip(
