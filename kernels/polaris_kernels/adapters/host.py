@@ -1,4 +1,4 @@
-"""The host project of an adapter: imported late, and only in versions the adapter was tested with."""
+"""The host project of an adapter: imported late, and only in versions that were tested."""
 
 import importlib
 import re

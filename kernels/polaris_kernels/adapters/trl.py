@@ -137,18 +137,16 @@ def _patch(trainer: Any, loss: str, options: dict[str, Any]) -> Patch:
     models = [policy]
     if getattr(trainer, "ref_model", None) is not None:
         models.append(trainer.accelerator.unwrap_model(trainer.ref_model))
-    switches: list[HeadSwitch | FusedLoss] = []
-    kernels = []
+    switches: list[HeadSwitch] = []
+    losses: list[FusedLoss] = []
     try:
-        for model in models:
-            switch = HeadSwitch(model, options)
-            switches.append(switch)
-            kernels.append(switch.kernel)
-        kernels[0].entropy_gradient = bool(getattr(trainer, "_entropy_bonus_enabled", True))
+        switches.extend(HeadSwitch(model, options) for model in models)
+        kernel = switches[0].kernel
+        kernel.entropy_gradient = bool(getattr(trainer, "_entropy_bonus_enabled", True))
         if loss == "fused":
-            switches.append(FusedLoss(trainer, kernels[0]))
+            losses.append(FusedLoss(trainer, kernel))
     except ValueError:
         for switch in switches:
             switch.off()
         raise
-    return Patch(switches, trainer)
+    return Patch([*switches, *losses], trainer)

@@ -115,7 +115,7 @@ class HeadSwitch:
     """One model's forward with TRL's head or with this one; `on` and `off` switch between them."""
 
     def __init__(self, model: nn.Module, options: dict[str, Any]) -> None:
-        method = model.__dict__.get("forward")
+        method: Any = model.__dict__.get("forward")
         inner = getattr(method, "__func__", None)
         if not isinstance(inner, FunctionType) or not {_FUNCTION, _COMPACTS, _GATHER} <= set(
             inner.__code__.co_names

@@ -1,0 +1,115 @@
+"""Log-probs of packed rows, as prime-rl and NeMo-RL lay them out.
+
+    model.lm_head = PackedHead.from_linear(model.lm_head)            # prime-rl's FusedOutputLinear
+    out = model.lm_head(hidden, labels=labels, temperature=temperature)
+    out["logprobs"], out["entropy"]
+
+    packed_logps(hidden, weight, input_ids, cu_seqlens)              # next token, row by row
+
+Shapes: `T packed tokens . R rows . D hidden . V vocab`.
+"""
+
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..fused_head import FusedHead
+from ..head import TokenLogps, linear_logps
+
+
+class PackedHead(FusedHead):
+    """prime-rl's `FusedOutputLinear` by its call: labels are shifted already, temperature is per
+    token. The entropy is differentiable."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        labels: Tensor | None = None,
+        temperature: Tensor | float | None = None,
+        **options: Any,
+    ) -> Tensor | dict[str, Tensor]:
+        """Logits without labels; else {"logprobs", "entropy"}, shaped like `labels`, float32.
+
+        Args:
+            hidden_states: (B, S, D), or any leading dimensions.
+            labels: (B, S) integers in [0, V): the token that each position predicts. Positions
+                without loss need any valid id.
+            temperature: above 0, a number or shaped like `labels`; None: 1.
+            options: keywords of `linear_logps`.
+        """
+        if labels is None:
+            return cast(Tensor, super().forward(hidden_states))
+        found = super().forward(
+            hidden_states,
+            targets=labels,
+            temperature=1.0 if temperature is None else temperature,
+            return_entropy=True,
+            **options,
+        )
+        assert isinstance(found, TokenLogps) and found.entropy is not None
+        return {"logprobs": found.logps, "entropy": found.entropy}
+
+
+def packed_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    input_ids: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    padded_length: int | None = None,
+    **options: Any,
+) -> TokenLogps:
+    """Log-prob of every token given those before it in its row; 0 for each row's first token.
+
+    Args:
+        hidden: (T, D) float, the model's last hidden states of the packed rows.
+        weight: (V, D) of the output head.
+        input_ids: (T,) integers in [0, V).
+        cu_seqlens: (R + 1,) int32 or int64: row r is [cu_seqlens[r], cu_seqlens[r + 1]).
+        padded_length: L of a padded result; None: a packed one.
+        options: keywords of `linear_logps`; a tensor `temperature` is (T,).
+
+    `cu_seqlens` is read on the host: on CUDA one wait.
+
+    Returns:
+        `TokenLogps` with the log-prob of token t at position t: (T,), or (R, L) with zeros behind
+        each row's end, as NeMo-RL keeps them.
+    """
+    T = input_ids.shape[0]
+    ends = cu_seqlens.tolist()
+    if hidden.dim() != 2 or hidden.shape[0] != T or not ends or ends[0] != 0 or ends[-1] != T:
+        raise ValueError(
+            f"packed_logps: cu_seqlens must run from 0 to T = {T} and hidden be (T, D), got "
+            f"{ends[:1]}...{ends[-1:]} and {tuple(hidden.shape)}; leave padding tokens out"
+        )
+    first = torch.zeros(T, dtype=torch.bool, device=hidden.device)
+    first[cu_seqlens[:-1][cu_seqlens.diff() > 0].long()] = True
+    target = (~first).nonzero().squeeze(1)
+    temperature = options.pop("temperature", 1.0)
+    if isinstance(temperature, Tensor) and temperature.dim():
+        temperature = temperature.index_select(0, target)
+    found = linear_logps(
+        hidden.index_select(0, target - 1), weight, input_ids.index_select(0, target),
+        temperature=temperature, **options,
+    )  # fmt: skip
+    place, shape = target, (T,)
+    if padded_length is not None:
+        lengths = [b - a for a, b in pairwise(ends)]
+        if max(lengths, default=0) > padded_length:
+            raise ValueError(
+                f"packed_logps: padded_length={padded_length} is less than the longest row, "
+                f"{max(lengths)} tokens; give at least that"
+            )
+        row = torch.repeat_interleave(cu_seqlens.diff().long(), output_size=T)[target]
+        place = row * padded_length + target - cu_seqlens[row].long()
+        shape = (len(lengths), padded_length)  # type: ignore[assignment]
+    return TokenLogps(*(_spread(value, place, shape) for value in found))
+
+
+def _spread(value: Tensor | None, place: Tensor, shape: tuple[int, ...]) -> Any:
+    if value is None:
+        return None
+    flat = value.new_zeros(torch.Size(shape).numel())
+    return flat.index_copy(0, place, value).view(shape)

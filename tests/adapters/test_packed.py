@@ -1,0 +1,116 @@
+"""Log-probs in the layouts of OpenRLHF, prime-rl and NeMo-RL, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from polaris_kernels import reference
+from polaris_kernels.adapters.openrlhf import log_probs_from_hidden, log_probs_from_logits
+from polaris_kernels.adapters.packed import PackedHead, packed_logps
+
+D, V = 8, 37
+LENGTHS = [5, 1, 7, 0, 3]
+
+
+def packed(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    T = sum(LENGTHS)
+    hidden = torch.randn(T, D, generator=g, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(V, D, generator=g, dtype=torch.float64).requires_grad_()
+    ids = torch.randint(V, (T,), generator=g)
+    return hidden, weight, ids, torch.tensor([0, *LENGTHS]).cumsum(0).int()
+
+
+def row_by_row(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: Tensor) -> list[Tensor]:
+    """Each row's log-probs of its next tokens, 0 for the first."""
+    found = []
+    for x, y, t in zip(
+        hidden.split(LENGTHS), ids.split(LENGTHS), temperature.split(LENGTHS), strict=True
+    ):
+        if len(y) < 2:
+            found.append(x.new_zeros(len(y)))
+            continue
+        z = reference.logits(x[:-1], weight, temperature=t[1:])
+        found.append(torch.cat([x.new_zeros(1), reference.token_logps(z, y[1:]).logps]))
+    return found
+
+
+def test_rows_never_see_each_other() -> None:
+    hidden, weight, ids, cu_seqlens = packed()
+    temperature = torch.linspace(0.5, 2.0, len(ids), dtype=torch.float64)
+    rows = row_by_row(hidden, weight, ids, temperature)
+    ours = packed_logps(
+        hidden, weight, ids, cu_seqlens, temperature=temperature, return_entropy=True
+    )
+    torch.testing.assert_close(ours.logps, torch.cat(rows))
+    assert ours.entropy is not None and ours.entropy.shape == ids.shape and ours.lse is None
+    padded = packed_logps(hidden, weight, ids, cu_seqlens, temperature=temperature, padded_length=9)
+    truth = torch.stack([nn.functional.pad(row, (0, 9 - len(row))) for row in rows])
+    torch.testing.assert_close(padded.logps, truth)
+    g = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for mine, exact in zip(
+        torch.autograd.grad((padded.logps * g).sum(), (hidden, weight)),
+        torch.autograd.grad((truth * g).sum(), (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, exact)
+
+
+def test_bad_packing_is_refused() -> None:
+    hidden, weight, ids, cu_seqlens = packed()
+    with pytest.raises(ValueError, match="must run from 0 to T = 16"):
+        packed_logps(hidden, weight, ids, cu_seqlens[:-1])
+    with pytest.raises(ValueError, match="longest row, 7 tokens"):
+        packed_logps(hidden, weight, ids, cu_seqlens, padded_length=6)
+
+
+def test_a_packed_head_answers_as_prime_rls() -> None:
+    g = torch.Generator().manual_seed(0)
+    linear = nn.Linear(D, V, bias=False, dtype=torch.float64)
+    hidden = torch.randn(1, 16, D, generator=g, dtype=torch.float64)
+    labels = torch.randint(V, (1, 16), generator=g)
+    temperature = torch.linspace(0.5, 2.0, 16, dtype=torch.float64).unsqueeze(0)
+    head = PackedHead.from_linear(linear)
+    assert head.weight is linear.weight
+    out = head(hidden, labels=labels, temperature=temperature)
+    truth = reference.token_logps(
+        reference.logits(hidden[0], linear.weight, temperature=temperature[0]), labels[0]
+    )
+    torch.testing.assert_close(out["logprobs"], truth.logps[None])
+    torch.testing.assert_close(out["entropy"], truth.entropy[None])
+    mine, exact = (
+        torch.autograd.grad(2 * a.sum() - b.sum(), linear.weight, retain_graph=True)[0]
+        for a, b in ((out["logprobs"], out["entropy"]), (truth.logps, truth.entropy))
+    )
+    torch.testing.assert_close(mine, exact)
+    torch.testing.assert_close(head(hidden), linear(hidden))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (15,)], ids=["padded", "flat"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_openrlhfs_log_probs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(*shape, D, generator=g, dtype=torch.float64).to(dtype)
+    weight = torch.randn(V, D, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+    labels = torch.randint(V, shape, generator=g)
+    logits = hidden @ weight.T
+    before = logits.detach().clone()
+    ours = log_probs_from_logits(logits, labels, 0.7)
+    truth = (
+        torch.log_softmax(logits.double() / 0.7, -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    )
+    tolerance = {"rtol": 1e-5, "atol": 1e-5, "check_dtype": False}
+    assert ours.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(ours, truth, **tolerance)
+    assert torch.equal(logits, before), "the logits are the caller's"
+    if dtype == torch.float64:
+        from_hidden = log_probs_from_hidden(hidden, weight, labels, 0.7, return_entropy=True)
+        torch.testing.assert_close(from_hidden.logps, truth)
+        assert from_hidden.entropy is not None and from_hidden.entropy.shape == shape
+        a, b = (
+            torch.autograd.grad(x.sum(), weight, retain_graph=True)[0]
+            for x in (from_hidden.logps, truth)
+        )
+        torch.testing.assert_close(a, b)

@@ -1,0 +1,280 @@
+"""What `patch_grpo` touches, what it refuses, and how it is taken back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import polaris_kernels
+from polaris_kernels.adapters import trl_head
+from polaris_kernels.adapters.host import Host, release
+from polaris_kernels.adapters.trl import TRL, patch_grpo
+
+from .trl_rig import Run, make_trainer
+
+pytest.importorskip("trl")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    """How many tokens each call of one of this head's functions got."""
+    tokens: list[int] = []
+    real = getattr(trl_head, name)
+
+    def call(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        tokens.append(hidden.shape[0])
+        return real(hidden, *args, **kwargs)
+
+    monkeypatch.setattr(trl_head, name, call)
+    return tokens
+
+
+def one_loss(trainer: Any) -> torch.Tensor:
+    mask = torch.ones(2, 5, dtype=torch.long)
+    mask[1, 3:] = 0
+    ids = torch.randint(3, 60, (2, 5), generator=torch.Generator().manual_seed(0))
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer._compute_loss(trainer.model, {
+        "prompt_ids": ids, "prompt_mask": torch.ones_like(ids),
+        "completion_ids": ids, "completion_mask": mask,
+        "advantages": torch.tensor([1.0, -1.0]), "num_items_in_batch": mask.sum(),
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(("loss", "used"), [("trl", "linear_logps"), ("fused", "linear_grpo_loss")])
+def test_only_tokens_with_a_label_reach_the_head(
+    qwen3: Path, monkeypatch: pytest.MonkeyPatch, loss: str, used: str
+) -> None:
+    trainer = make_trainer(qwen3)
+    tokens = counted(monkeypatch, used)
+    with patch_grpo(trainer, loss=loss):
+        one_loss(trainer).backward()
+        assert tokens == [8]
+    one_loss(trainer)
+    assert tokens == [8], "TRL's own head after the block"
+
+
+def test_undo_restores_everything(qwen3: Path) -> None:
+    trainer = make_trainer(qwen3, beta=0.1)
+    models = (trainer.model, trainer.ref_model)
+    before = [dict(vars(x)) for x in (trainer, *models)]
+    forwards = [m.forward for m in models]
+    patch = patch_grpo(trainer, loss="fused")
+    assert all(m.forward != f for m, f in zip(models, forwards, strict=True))
+    patch.undo()
+    patch.undo()
+    assert [m.forward for m in models] == forwards
+    assert [vars(x).keys() for x in (trainer, *models)] == [x.keys() for x in before]
+
+
+def test_undo_reaches_below_a_wrapper_put_around_forward_since(
+    qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(qwen3)
+    tokens = counted(monkeypatch, "linear_logps")
+    patch = patch_grpo(trainer)
+    inner = trainer.model.forward
+    wrapped = lambda *args, **kwargs: inner(*args, **kwargs)
+    trainer.model.forward = wrapped
+    one_loss(trainer)
+    patch.undo()
+    assert trainer.model.forward is wrapped
+    one_loss(trainer)
+    assert len(tokens) == 1
+
+
+def test_other_trainers_of_the_process_keep_their_head(
+    qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched, other = make_trainer(qwen3), make_trainer(qwen3)
+    tokens = counted(monkeypatch, "linear_logps")
+    with patch_grpo(patched):
+        one_loss(other)
+        assert tokens == []
+        one_loss(patched)
+        assert len(tokens) == 1
+
+
+def test_a_class_patches_its_new_trainers_until_undone(
+    qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl import GRPOTrainer
+
+    class Mine(GRPOTrainer):
+        pass
+
+    theirs = GRPOTrainer.__init__
+    tokens = counted(monkeypatch, "linear_grpo_loss")
+    with patch_grpo(Mine, loss="fused"):
+        trainer = make_trainer(qwen3, trainer_class=Mine)
+        plain = make_trainer(qwen3)
+    assert "__init__" not in vars(Mine) and GRPOTrainer.__init__ is theirs
+    after = make_trainer(qwen3, trainer_class=Mine)
+    for each in (plain, after):
+        one_loss(each)
+    assert tokens == []
+    one_loss(trainer)
+    assert len(tokens) == 1
+
+
+def test_generation_still_gets_logits(qwen3: Path) -> None:
+    trainer = make_trainer(qwen3)
+    ids = torch.tensor([[5, 6, 7]])
+    exact = trainer.model(input_ids=ids).logits
+    with patch_grpo(trainer):
+        assert torch.equal(trainer.model(input_ids=ids).logits, exact)
+
+
+def test_a_frozen_head_keeps_one_buffer_for_logps_alone(
+    qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(qwen3)
+    trainer.model.lm_head.weight.requires_grad_(False)
+    exact = one_loss(trainer)
+    tokens = counted(monkeypatch, "linear_logps")
+    patch_grpo(trainer)
+    assert float(one_loss(trainer)) == pytest.approx(float(exact), abs=1e-6)
+    assert tokens == [8, 8], "entropy in a pass without gradient"
+    bonus = make_trainer(qwen3, entropy_coef=0.1)
+    bonus.model.lm_head.weight.requires_grad_(False)
+    patch_grpo(bonus)
+    one_loss(bonus).backward()
+    assert tokens == [8, 8, 8]
+
+
+def test_a_loss_that_drifts_from_trls_ends_the_run(
+    qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polaris_kernels.adapters import trl_loss
+
+    trainer = make_trainer(qwen3)
+    patch_grpo(trainer, loss="fused")
+    one_loss(trainer)
+    monkeypatch.setattr(trl_loss, "_denominator", lambda *_: 4.0)
+    trainer.epsilon_low = 0.0
+    rows = trl_loss.rows_of
+
+    def shifted(*args: Any) -> Any:
+        from dataclasses import replace
+
+        made = rows(*args)
+        return replace(made, advantages=made.advantages + 1.0)
+
+    monkeypatch.setattr(trl_loss, "rows_of", shifted)
+    with pytest.raises(RuntimeError, match="TRL's own"):
+        one_loss(trainer)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"entropy_coef": 0.1}, "entropy_coef"),
+        ({"loss_type": "vespo", "importance_sampling_level": "sequence"}, "importance_sampling"),
+    ],
+)
+def test_options_that_the_fused_loss_lacks_are_refused(
+    qwen3: Path, options: dict[str, Any], word: str
+) -> None:
+    trainer = make_trainer(qwen3, **options)
+    forward = trainer.model.forward
+    with pytest.raises(ValueError, match=f"{word}.*use loss='trl'"):
+        patch_grpo(trainer, loss="fused")
+    assert trainer.model.forward == forward
+    patch_grpo(trainer).undo()
+
+
+def test_bad_calls_name_the_remedy(qwen3: Path) -> None:
+    trainer = make_trainer(qwen3)
+    with pytest.raises(ValueError, match="loss='liger' is unknown; use one of trl, fused"):
+        patch_grpo(trainer, loss="liger")
+    with pytest.raises(ValueError, match="give a GRPOTrainer"):
+        patch_grpo(trainer.model)
+    patch = patch_grpo(trainer)
+    with pytest.raises(ValueError, match="patched already"):
+        patch_grpo(trainer)
+    patch.undo()
+    del trainer.model.forward
+    with pytest.raises(ValueError, match="before train"):
+        patch_grpo(trainer)
+
+
+def test_an_adapted_head_is_refused(qwen3: Path) -> None:
+    trainer = make_trainer(qwen3)
+    trainer.model.lm_head.base_layer = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="adapter"):
+        patch_grpo(trainer)
+
+
+def test_a_trainer_with_its_own_loss_keeps_it(qwen3: Path) -> None:
+    from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
+
+    trainer = make_trainer(qwen3, trainer_class=GMPOTrainer, config_class=GMPOConfig)
+    with pytest.raises(ValueError, match="GMPOTrainer has its own"):
+        patch_grpo(trainer, loss="fused")
+
+
+def test_outputs_that_the_head_lacks_are_refused() -> None:
+    kernel = trl_head.HeadKernel(gather=lambda *_: None, options={})  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueError, match="is_top1"):
+        kernel.apply(torch.zeros(1, 2), torch.zeros(3, 2), None, torch.zeros(1).long(), 1.0, 8,
+                     outputs=("log_probs", "is_top1"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("version", "accepted"),
+    [
+        ("1.15.2", False),
+        ("1.16.0.dev1", True),
+        ("1.16.0", True),
+        ("1.16.7", True),
+        ("1.17.0", False),
+        ("main", False),
+    ],
+)
+def test_versions_outside_the_tested_range_are_refused(
+    monkeypatch: pytest.MonkeyPatch, version: str, accepted: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "trl", SimpleNamespace(__version__=version))
+    monkeypatch.setitem(sys.modules, "trl.inside", SimpleNamespace(name="inside"))
+    if accepted:
+        assert TRL.load("trl.inside", "patch_grpo").name == "inside"
+    else:
+        with pytest.raises(ImportError, match=r"outside the tested range \(>= 1.16, < 1.17\)"):
+            TRL.load("trl.inside", "patch_grpo")
+
+
+def test_a_missing_host_is_named() -> None:
+    with pytest.raises(
+        ImportError, match=r'caller: no_such_host cannot be imported.*install "no_such'
+    ):
+        Host("no_such_host", (1, 0), (2, 3)).load("no_such_host", "caller")
+    assert release("1.16.0.dev2") == (1, 16, 0) and release("main") == ()
+
+
+def test_importing_every_adapter_imports_no_host() -> None:
+    names = ("trl", "liger", "verl", "openrlhf", "packed")
+    code = (
+        "import sys, importlib, torch\n"
+        f"for name in {names!r}: importlib.import_module('polaris_kernels.adapters.' + name)\n"
+        "hosts = {'trl', 'liger_kernel', 'verl', 'openrlhf', 'transformers', 'accelerate'}\n"
+        "print(sorted(hosts & {m.partition('.')[0] for m in sys.modules}))\n"
+    )
+    folder = str(Path(polaris_kernels.__file__).parents[1])
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                         env={"PYTHONPATH": folder, "PATH": "/usr/bin:/bin"})  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.strip() == "[]"
+
+
+def test_a_patch_of_a_trainer_that_has_trained_can_be_undone(qwen3: Path) -> None:
+    trainer = make_trainer(qwen3, max_steps=2)
+    patch = patch_grpo(trainer, loss="fused")
+    Run(trainer)
+    patch.undo()
+    one_loss(trainer).backward()
