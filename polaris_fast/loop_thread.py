@@ -25,9 +25,15 @@ class LoopThread:
         self._stopping = False
 
     def start(self) -> None:
-        """Start the thread; returns when its loop runs."""
+        """Start the thread; returns when its loop runs.
+
+        Raises:
+            RuntimeError: no loop could be made, for want of file descriptors perhaps.
+        """
         self._thread.start()
         self._ready.wait()
+        if self._loop is None:
+            raise RuntimeError(f"LoopThread: no event loop for {self._thread.name}; see the log")
 
     @property
     def running(self) -> bool:
@@ -63,7 +69,10 @@ class LoopThread:
             self._thread.join(timeout_s)
 
     def _main(self) -> None:
-        asyncio.run(self._serve())  # cancels and awaits left-over tasks when _serve returns
+        try:
+            asyncio.run(self._serve())  # cancels and awaits left-over tasks when _serve returns
+        finally:
+            self._ready.set()  # also when there is no loop: `start` must not wait for ever
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -10,8 +10,8 @@ from typing import Any
 from aiohttp import web
 
 from polaris_fast.judge.local_server import find_material
-from polaris_fast.judge.loop_thread import LoopThread
 from polaris_fast.judge.request import read_material
+from polaris_fast.loop_thread import LoopThread
 
 from .behaviours import Behaviour, body, ok
 from .ledger import Ledger

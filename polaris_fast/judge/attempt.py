@@ -17,7 +17,7 @@ from ..types import Scored
 from .client import Exchange
 from .completion import Answer
 from .endpoint import Endpoint, num_bytes
-from .faults import FaultKind, JudgeFault
+from .faults import FaultKind, JudgeFault, JudgeStopped
 from .flow.admission import Permit
 from .flow.cost import Verdict
 from .jobs import JudgeJob
@@ -63,6 +63,7 @@ class Inquiry:
     deadline: Deadline
     num_begun: int = 0
     kept: Kept | None = None
+    scored: Scored | None = None  # the first one to arrive, as the journal keeps it
 
 
 @dataclass(slots=True)
@@ -118,15 +119,17 @@ class Sender:
         """Send a canary story past an open breaker, to see whether the judge answers.
 
         Raises:
-            JudgeFault: as `send`; `is_outage` tells whether the judge is away.
+            JudgeFault: as `send`; `prober.is_outage` tells whether the judge is away.
         """
         config, cost = endpoint.config, endpoint.admission.cost
         messages = build_messages(job.prompt, job.story)
         key = endpoint.key(job.prompt, job.story, 0)
         self._journal.begin(key, job=job, sample=0, judge_id=endpoint.judge_id, model=config.model)
         bound_usd = endpoint.bound_usd(num_bytes(messages), config.max_output_tokens)
-        if cost.reserve(bound_usd) is not Verdict.GO:
-            raise JudgeFault(FaultKind.BUDGET, cost.message(bound_usd))
+        verdict = cost.reserve(bound_usd)
+        if verdict is not Verdict.GO:
+            fault = JudgeStopped if verdict is Verdict.STOP else JudgeFault
+            raise fault(FaultKind.BUDGET, cost.message(bound_usd))
         permit, deadline = Permit(0.0, bound_usd), Deadline(time.monotonic() + config.deadline_s)
         inquiry = Inquiry(endpoint, job, key, 0, messages, config.max_output_tokens, deadline)
         try:
@@ -149,8 +152,10 @@ class Sender:
         sent = _Sent(attempt_id, permit, queue_s, time.monotonic())
         try:
             await self._ask(inquiry, sent)
-            assert sent.scored is not None
-            return sent.scored
+            # A hedge that has just been beaten must not hand out what the journal does not keep.
+            inquiry.scored = inquiry.scored or sent.scored
+            assert inquiry.scored is not None
+            return inquiry.scored
         except JudgeFault as fault:
             sent.fault, sent.fault_name = fault, fault.kind.value
             raise

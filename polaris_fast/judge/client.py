@@ -11,6 +11,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -24,6 +25,7 @@ from .request import Messages
 
 MAX_DETAIL_CHARS = 300
 CONTEXT_FIELDS = ("max_model_len", "context_length", "context_window", "max_context_length")
+JSON_BODY = {"Content-Type": "application/json"}
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -48,6 +50,7 @@ class JudgeClient:
         self._base_url = base_url.rstrip("/")
         self._key = os.environ.get(config.api_key_env, "").strip() if send_key else ""
         self._session: aiohttp.ClientSession | None = None
+        self._settings: dict[int, str] = {}  # what bodies say besides the messages, by the cap
 
     @property
     def display_url(self) -> str:
@@ -111,14 +114,20 @@ class JudgeClient:
 
     async def probe(self, *, timeout_s: float) -> None:
         """An empty request to /chat/completions: costs nothing, tells whether the path exists."""
-        await self._request("POST", "/chat/completions", timeout_s, {})
+        await self._request("POST", "/chat/completions", timeout_s, b"{}")
 
-    def _body(self, messages: Messages, max_tokens: int) -> dict[str, Any]:
+    def _body(self, messages: Messages, max_tokens: int) -> bytes:
+        """JSON; only what differs from request to request is encoded anew."""
+        if max_tokens not in self._settings:
+            self._settings[max_tokens] = json.dumps(self._other_fields(max_tokens))
+        texts = ", ".join(map(_message_json, messages))
+        return f'{{"messages": [{texts}], {self._settings[max_tokens][1:]}'.encode()
+
+    def _other_fields(self, max_tokens: int) -> dict[str, Any]:
         config = self._config
         sampling = {"temperature": config.temperature, "top_p": config.top_p}
         body: dict[str, Any] = {
             "model": config.model,
-            "messages": messages,
             **{key: value for key, value in sampling.items() if value is not None},
             config.max_tokens_parameter: max_tokens,
         }
@@ -138,7 +147,7 @@ class JudgeClient:
         method: str,
         path: str,
         timeout_s: float,
-        body: dict[str, Any] | None = None,
+        body: bytes | None = None,
         exchange: Exchange | None = None,
     ) -> dict[str, Any]:
         assert self._session is not None  # entered by the pool
@@ -151,7 +160,8 @@ class JudgeClient:
             async with self._session.request(
                 method,
                 self._base_url + path,
-                json=body,
+                data=body,
+                headers=JSON_BODY if body is not None else None,
                 timeout=timeout,
                 allow_redirects=False,  # a redirected POST would lose its body or leak its key
             ) as response:
@@ -182,6 +192,9 @@ class JudgeClient:
             state = "is set" if self._key else "is not set"
             variable = self._config.api_key_env
             message = f"environment variable {variable} {state}" if variable else "no key is sent"
+        if kind is FaultKind.THROTTLE and (wait_s or 0.0) > self._config.deadline_s:
+            kind = FaultKind.QUOTA  # a day's: no judgement can wait for that
+            message = f"it asks to wait {wait_s:.0f} s, longer than judge.deadline_s; {message}"
         parts = [f"HTTP {status}", code, message]
         detail = self._clean(" ".join(filter(None, parts)))
         return JudgeFault(kind, detail, status=status, retry_after_s=wait_s)
@@ -206,6 +219,16 @@ def display_url(url: str) -> str:
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
+def _message_json(message: dict[str, str]) -> str:
+    return _rubric_json(message["content"]) if message["role"] == "system" else json.dumps(message)
+
+
+@lru_cache(maxsize=8)
+def _rubric_json(content: str) -> str:
+    """Most of every request, and always the same."""
+    return json.dumps({"role": "system", "content": content})
+
+
 def _context(entry: dict[str, Any]) -> int | None:
     """Context length of a model by the names that vLLM, OpenRouter, Groq and Mistral give it."""
     return next((entry[n] for n in CONTEXT_FIELDS if isinstance(entry.get(n), int)), None)
@@ -214,5 +237,5 @@ def _context(entry: dict[str, Any]) -> int | None:
 def _decode(raw: bytes) -> Any:
     try:
         return json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):  # nested without end
         return None

@@ -1,15 +1,11 @@
 """One judge: where it is, what it costs, when it may be asked, and whether it is well.
 
-A pool has one, and another one for its fallback. When the breaker opens, a canary, a story that any
-judge can score, is sent now and then; the first answer closes the breaker. A canary and not a row:
-a story that breaks the judge would keep it open for ever.
+A pool has one, and another one for its fallback.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -19,7 +15,7 @@ from ..config import JudgeConfig
 from .canary import probe_job
 from .client import JudgeClient, display_url
 from .completion import Answer
-from .faults import FaultKind, JudgeFault
+from .faults import FaultKind
 from .flow.admission import Admission
 from .flow.aimd import AdaptiveLimit, LimitRange
 from .flow.bell import Bell
@@ -31,15 +27,14 @@ from .flow.panel import Tier
 from .health import JudgeHealth
 from .heuristic import MODEL_NAME
 from .jobs import JudgeJob
-from .journal import JournalError, job_key, judge_id, sampling_of, schema_version
+from .journal import job_key, judge_id, sampling_of, schema_version
 from .metrics import ScorerMetrics
 from .pricing import Prices, cost_usd, prices_of
+from .prober import Prober
 from .request import Messages
 from .retry import Backoff
 from .rubric import rubric_version
 from .sketch import Moments
-
-log = logging.getLogger(__name__)
 
 BYTES_PER_TOKEN = 4.0  # of English, before the endpoint has told
 LEAST_BYTES_PER_TOKEN = 2.0  # of any text that is worth judging: for the bound of a cost
@@ -79,22 +74,26 @@ class Endpoint:
         )
         self.prices: Prices | None = prices_of(config)
         self.hedging = HedgeRule(0.0 if self.is_local else config.hedge_budget)
-        self.admission = _admission(config, shared, self._breaker_opened)
-        self._bell = shared.bell
+        breaker = Breaker(
+            BreakerTimes(pause_s=config.breaker_pause_s, patience_s=config.breaker_patience_s)
+        )
+        self._prober = Prober(
+            breaker,
+            shared.bell,
+            judge=self.client.display_url,
+            patience_s=config.breaker_patience_s,
+        )
+        self.admission = _admission(config, shared, breaker, self._prober)
         self._bytes_per_token, self._answer_tokens = Moments(), Moments()
-        self._probe_with: Probe | None = None
-        self._probing: asyncio.Task[None] | None = None
 
     async def open(self, probe: Probe) -> None:
         """Open the connections; `probe` asks a judge about a story, past its breaker."""
-        self._probe_with = probe
+        self._prober.use(lambda: probe(self, probe_job()))
         await self.client.__aenter__()
 
     async def close(self) -> None:
         """Stop probing and close the connections."""
-        if self._probing is not None:
-            self._probing.cancel()
-            await asyncio.gather(self._probing, return_exceptions=True)
+        await self._prober.close()
         await self.client.__aexit__()
 
     def key(self, prompt: str, story: str, sample: int) -> str:
@@ -179,53 +178,11 @@ class Endpoint:
         )
         return price or 0.0
 
-    # the breaker ------------------------------------------------------------------------------
-
-    def _breaker_opened(self) -> None:
-        breaker = self.admission.breaker
-        log.warning(
-            "judge %s: %s; judging is paused, and the judge is asked again now and then for %.0f s",
-            self.client.display_url,
-            breaker.reason,
-            self.config.breaker_patience_s,
-        )
-        self._probing = asyncio.get_running_loop().create_task(self._probe())
-
-    async def _probe(self) -> None:
-        breaker = self.admission.breaker
-        assert self._probe_with is not None
-        while breaker.state is BreakerState.OPEN:
-            await asyncio.sleep(breaker.next_probe_s(time.monotonic()))
-            try:
-                await self._probe_with(self, probe_job())
-            except JudgeFault as fault:
-                if is_outage(fault):
-                    breaker.probe_failed(time.monotonic(), fault.kind, fault.detail)
-                    continue
-            except JournalError as error:
-                breaker.give_up(str(error))
-                continue
-            breaker.probe_succeeded()
-        if breaker.state is BreakerState.GIVEN_UP:
-            breaker.reason = (
-                f"the judge at {self.client.display_url} stayed away for longer than "
-                f"judge.breaker_patience_s ({self.config.breaker_patience_s:g} s): {breaker.reason}"
-            )
-            log.error("%s", breaker.reason)
-        else:
-            log.warning("judge %s: back, judging goes on", self.client.display_url)
-        self._bell.ring()
-
 
 def num_bytes(messages: Messages) -> int:
     """UTF-8 bytes of what the messages say."""
-    return sum(len(message["content"].encode()) for message in messages)
-
-
-def is_outage(fault: JudgeFault) -> bool:
-    """Whether a canary that ended so means that the judge is still away."""
-    alive = (FaultKind.TRUNCATED, FaultKind.REFUSAL, FaultKind.INVALID, FaultKind.INCONSISTENT)
-    return fault.kind not in alive
+    # Data may hold lone surrogates; JSON escapes them when the request is written.
+    return sum(len(message["content"].encode(errors="surrogatepass")) for message in messages)
 
 
 def local_judge_version() -> str:
@@ -236,18 +193,18 @@ def local_judge_version() -> str:
     return digest.hexdigest()[:12]
 
 
-def _admission(config: JudgeConfig, shared: Shared, on_open: Callable[[], None]) -> Admission:
+def _admission(config: JudgeConfig, shared: Shared, breaker: Breaker, prober: Prober) -> Admission:
     now = time.monotonic()
     limits = LimitRange(config.min_concurrency, config.start_concurrency, config.max_concurrency)
     per_minute = (config.requests_per_minute, config.tokens_per_minute)
     requests, tokens = (Bucket(rate, now) if rate is not None else None for rate in per_minute)
     return Admission(
         AdaptiveLimit(limits, cooldown_s=config.throttle_cooldown_s, hold_s=shared.backoff.base_s),
-        Breaker(BreakerTimes(pause_s=config.breaker_pause_s, patience_s=config.breaker_patience_s)),
+        breaker,
         shared.cost,
         shared.bell,
         now=time.monotonic,
-        on_open=on_open,
+        on_open=prober.start,
         requests=requests,
         tokens=tokens,
     )

@@ -2,7 +2,8 @@
 
     JudgeFault(kind, detail)
       throttle      429, 529: wait; uses up no try, only the deadline
-      quota, auth   no credit, 401, 403: the breaker opens at once, jobs wait
+      quota, auth   no credit, 401, 403, a Retry-After beyond the deadline: the breaker opens at
+                    once, jobs wait
       transient     5xx, reset, cut body, nonsense instead of JSON: try again
       timeout       connecting or answering took too long: try again
       truncated     finish_reason is "length": try again with a larger cap

@@ -22,12 +22,17 @@ class JudgeJob:
     group: str | None = None  # unique in a run; rows of one group share judge and rubric
     columns: dict[str, Any] = field(default_factory=dict)  # for user rewards
     first_sample: int = 0  # index of the first of `samples`: others are fresh judgements
+    needed: int | None = None  # of `samples`, for a score; None: more than half
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"JudgeJob: samples must be at least 1, got {self.samples}")
         if self.first_sample < 0:
             raise ValueError(f"JudgeJob: first_sample must not be below 0, got {self.first_sample}")
+        if self.needed is not None and not 1 <= self.needed <= self.samples:
+            raise ValueError(
+                f"JudgeJob: needed must be from 1 to samples ({self.samples}), got {self.needed}"
+            )
 
 
 class Scorer(Protocol):

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..types import Failed, Outcome, Rejected, RowKind, Scored
 from . import injection
@@ -64,6 +65,7 @@ class Judging:
         self._retry_budget, self._backoff = retry_budget, backoff
         self._sender = Sender(journal, metrics)
         self._under_way: InFlight[Scored] = InFlight()
+        self._turn = asyncio.Lock()
 
     async def outcome(self, job: JudgeJob, order: int) -> Outcome:
         """The job's outcome; raises nothing but CancelledError.
@@ -71,6 +73,10 @@ class Judging:
         Args:
             order: the job's number; older jobs go first.
         """
+        # A job is read and noted in a turn of the loop of its own: thousands in one turn would keep
+        # the answers under way waiting until they time out.
+        async with self._turn:
+            await asyncio.sleep(0)
         tier = self._panel.assign(job.group, job.job_id)
         while True:
             outcome = await self._by(self._endpoints[tier], job, order)
@@ -92,6 +98,8 @@ class Judging:
         await self._sender.canary(endpoint, job)
 
     async def _by(self, endpoint: Endpoint, job: JudgeJob, order: int) -> Outcome:
+        if job.needed is not None:
+            self._metrics.count("resampled")
         scans = endpoint.config.scans() and job.kind is not RowKind.HUMAN
         findings = injection.scan(job.story) if scans else ()
         rest = injection.without(job.story, findings)
@@ -100,7 +108,7 @@ class Judging:
         if len(tasks) == 1:  # the common case needs no task of its own
             return await self._sample(tasks[0], rest, findings)
         outcomes = await asyncio.gather(*(self._sample(t, rest, findings) for t in tasks))
-        return combine_samples(outcomes)
+        return combine_samples(outcomes, job.needed)
 
     async def _sample(
         self, task: _Task, rest: str, findings: tuple[injection.Finding, ...]
@@ -113,9 +121,9 @@ class Judging:
             return scored
         except JudgeFault as fault:
             log.debug("job %s: no judgement: %s", task.job.job_id, fault)
-            return outcome_of(fault)
+            return outcome_of(fault, task.endpoint.tier)
         except JournalError as error:
-            return Failed(str(error), JOURNAL)
+            return Failed(str(error), JOURNAL, final=True)
 
     async def _lower(self, original: Scored, task: _Task, rest: str) -> Scored:
         """The lower of the two scores: what speaks to the judge must not pay."""
@@ -162,8 +170,6 @@ class Judging:
 
     async def _tried(self, inquiry: Inquiry, purpose: Purpose) -> Scored:
         endpoint = inquiry.endpoint
-        self._retry_budget.earn()
-        endpoint.hedging.first_call()
         tries = TryCount(
             endpoint.config.max_attempts,
             spend=self._retry_budget.spend,
@@ -186,19 +192,35 @@ class Judging:
     async def _sent(self, inquiry: Inquiry, purpose: Purpose) -> Scored:
         rule = inquiry.endpoint.hedging
         if not rule.enabled:
-            return await self._sender.send(inquiry, purpose)
+            return await self._sender.send(inquiry, purpose, lambda: self._earn(inquiry))
 
         async def second() -> Scored:
             scored = await self._sender.send(inquiry, Purpose.HEDGE)
             self._metrics.count("hedges_won")
             return scored
 
+        def first(on_sent: Callable[[], None]) -> Coroutine[Any, Any, Scored]:
+            def earn_and_tell() -> None:
+                self._earn(inquiry)
+                on_sent()
+
+            return self._sender.send(inquiry, purpose, earn_and_tell)
+
         return await hedged(
-            lambda on_sent: self._sender.send(inquiry, purpose, on_sent),
+            first,
             second,
             delay_s=rule.p95_s,
             may_hedge=lambda: self._may_hedge(inquiry.endpoint),
         )
+
+    def _earn(self, inquiry: Inquiry) -> None:
+        """A first call is sent, and earns its share of extra ones.
+
+        Not when it is submitted: thousands at once would fill the account, which is bounded, once.
+        """
+        if inquiry.num_begun == 0:
+            self._retry_budget.earn()
+            inquiry.endpoint.hedging.first_call()
 
     def _may_hedge(self, endpoint: Endpoint) -> bool:
         spent = not endpoint.is_down and endpoint.hedging.spend(

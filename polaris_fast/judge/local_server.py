@@ -21,8 +21,8 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from ..loop_thread import LoopThread
 from .heuristic import DISCLAIMER, MODEL_NAME, judge_story_json
-from .loop_thread import LoopThread
 from .request import Material, read_material
 
 MAX_BODY_BYTES = 16 * 2**20

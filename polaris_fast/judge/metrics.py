@@ -8,6 +8,7 @@ Keys (`judge/...`), all since the last `take` unless they say "now":
                                           the same jobs by length: long stories time out more
     faults/<class>                        single tries that failed, by class
     calls, retries, hedges, hedges_won, journal_hits
+    resampled                             jobs of close groups, judged a second time
     latency_s/p50, p95, p99               seconds of one answered try
     queue_s/p95                           seconds from the wish to send a request to its sending
     prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens, cached_share

@@ -79,11 +79,12 @@ class JudgePool(TaskScorer):
         return any(endpoint.is_down for endpoint in self._endpoints.values())
 
     def health(self) -> JudgeHealth:
-        """How the judge is doing now; from any thread."""
-        main = self._endpoints.get(Tier.MAIN)
-        if main is None:
+        """How the judge is doing now, the first one that is down before others; from any thread."""
+        endpoints = list(self._endpoints.values())
+        if not endpoints:
             return JudgeHealth()
-        return main.health(self.metrics, self._cost)
+        shown = next((endpoint for endpoint in endpoints if endpoint.is_down), endpoints[0])
+        return shown.health(self.metrics, self._cost)
 
     def close(self) -> None:
         """Cancel what is under way (Failed, class `cancelled`) and stop; may be called twice."""

@@ -17,13 +17,25 @@ TRIES = 3
 
 
 def check_url(base_url: str, key: str = "judge.base_url") -> str:
-    """`base_url` itself, `key`'s value; UserError when it is no http(s) address with a host."""
+    """`base_url` itself, `key`'s value.
+
+    Raises:
+        UserError: no http(s) address with a host, or one that holds a password or a query: they
+            would stand in the run's config, and no path could follow a query.
+    """
     try:
         parts = urlsplit(base_url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname)
         _ = parts.port  # raises for a port that is no number
     except ValueError:
         usable = False
+    if usable and ("@" in parts.netloc or parts.query or parts.fragment):
+        section = key.removesuffix(".base_url")
+        raise UserError(
+            f"{key}: {display_url(base_url)} is given with a user name, a password or a query; "
+            "leave them out and put the key into the environment variable that "
+            f"{section}.api_key_env names"
+        )
     if not usable:
         raise UserError(
             f"{key}: {base_url!r} is no http(s) address; give the endpoint up to /v1, for "

@@ -6,22 +6,30 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..types import Failed, Outcome, Rejected, Scored
-from .faults import FaultKind, JudgeFault
+from .faults import FaultKind, JudgeFault, JudgeStopped
+from .flow.panel import Tier
 
 
-def outcome_of(fault: JudgeFault) -> Failed | Rejected:
-    """How a judgement ended that could not be had."""
+def outcome_of(fault: JudgeFault, tier: Tier = Tier.MAIN) -> Failed | Rejected:
+    """How a judgement by the judge of this tier ended that could not be had."""
     if fault.kind is FaultKind.REFUSAL:
         return Rejected(fault.detail)
-    return Failed(fault.detail, fault.kind.value)
+    # Without the fallback alone a run goes on: only the groups that it serves are dropped.
+    stopped = isinstance(fault, JudgeStopped)
+    final = stopped and (tier is Tier.MAIN or fault.kind is FaultKind.BUDGET)
+    return Failed(fault.detail, fault.kind.value, final=final)
 
 
-def combine_samples(outcomes: Sequence[Outcome]) -> Outcome:
-    """The mean of several judgements of one story, if more than half of them arrived."""
+def combine_samples(outcomes: Sequence[Outcome], needed: int | None = None) -> Outcome:
+    """The mean of several judgements of one story, if enough of them arrived.
+
+    Args:
+        needed: how many are enough; None: more than half.
+    """
     if len(outcomes) == 1:
         return outcomes[0]
     scored = [outcome for outcome in outcomes if isinstance(outcome, Scored)]
-    if 2 * len(scored) > len(outcomes):
+    if len(scored) >= (len(outcomes) // 2 + 1 if needed is None else needed):
         return _mean(scored, len(outcomes))
     rejected = [outcome for outcome in outcomes if isinstance(outcome, Rejected)]
     failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
@@ -29,7 +37,8 @@ def combine_samples(outcomes: Sequence[Outcome]) -> Outcome:
         return rejected[0]
     kind = Counter(one.kind for one in failed).most_common(1)[0][0]
     reason = next(one.reason for one in failed if one.kind == kind)
-    return Failed(f"{len(scored)} of {len(outcomes)} judgements arrived; {reason}", kind)
+    text = f"{len(scored)} of {len(outcomes)} judgements arrived; {reason}"
+    return Failed(text, kind, final=any(one.final for one in failed))
 
 
 def _mean(scored: Sequence[Scored], wanted: int) -> Scored:

@@ -14,9 +14,9 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Self
 
+from ..loop_thread import LoopThread
 from ..types import Failed, Outcome
 from .jobs import JudgeJob
-from .loop_thread import LoopThread
 from .metrics import ScorerMetrics
 
 log = logging.getLogger(__name__)
@@ -118,8 +118,10 @@ class TaskScorer(ABC):
             outcome = Failed(repr(error), INTERNAL)
         else:
             outcome = task.result()
-        self.metrics.job_ended(job, outcome)
-        future.set_result(outcome)
+        try:
+            self.metrics.job_ended(job, outcome)
+        finally:  # whatever counting comes to, nobody may wait for ever
+            future.set_result(outcome)
 
     async def _wind_up(self) -> None:
         for task in self._tasks:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from scripted_server import KEY_VARIABLE
 
+from benchmarks.scripted_endpoint import KEY_VARIABLE
 from polaris_fast.config import JudgeConfig
 from polaris_fast.judge import Backoff, JudgePool
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from scripted_server import KEY_VARIABLE, ScriptedServer, answer_tree, ok
 
+from benchmarks.scripted_endpoint import KEY_VARIABLE, ScriptedServer, answer_tree, ok
 from polaris_fast.config_file import load_config
 from polaris_fast.judge.__main__ import main
 from polaris_fast.judge.calibrate import agreement_of, measure

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from scripted_server import ScriptedServer, ok
 
+from benchmarks.scripted_endpoint import ScriptedServer, ok
 from polaris_fast.config import JudgeConfig
 from polaris_fast.judge import JudgeJob, JudgePool
 from polaris_fast.types import RowKind, Scored

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import scripted_server as play
-from scripted_server import KEY_VARIABLE, ScriptedServer
 
+from benchmarks import scripted_endpoint as play
+from benchmarks.scripted_endpoint import KEY_VARIABLE, ScriptedServer
 from polaris_fast.config import JudgeConfig
 from polaris_fast.judge import JudgePool
 from polaris_fast.judge.jobs import JudgeJob

@@ -10,9 +10,9 @@ import time
 import warnings
 
 import pytest
-import scripted_server as play
-from scripted_server import ScriptedServer
 
+from benchmarks import scripted_endpoint as play
+from benchmarks.scripted_endpoint import ScriptedServer
 from polaris_fast.judge import JudgeJob
 from polaris_fast.judge.judging import Judging
 from polaris_fast.types import Failed, Rejected, Scored
@@ -117,12 +117,11 @@ def test_throttling_uses_up_no_tries(make_pool):
 
 
 def test_throttling_ends_at_the_deadline(make_pool):
-    outcome, _, requests = run(
-        make_pool, [play.status(429, headers={"Retry-After": "60"})], deadline_s=5.0
-    )
+    throttled = play.status(429, headers={"retry-after-ms": "300"})
+    outcome, _, requests = run(make_pool, [throttled] * 9, deadline_s=0.5)
     assert isinstance(outcome, Failed)
     assert outcome.kind == "throttle"
-    assert len(requests) == 1  # a wait that cannot end in time is not begun
+    assert len(requests) == 2  # a wait that cannot end in time is not begun
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_server import answer_tree
 
+from benchmarks.scripted_endpoint import answer_tree
 from polaris_fast.judge import rubric
 from polaris_fast.judge.judgement import InvalidJudgement, parse_judgement
 

@@ -6,9 +6,9 @@ import logging
 import traceback
 
 import pytest
-import scripted_server as play
-from scripted_server import KEY_VARIABLE, ScriptedServer
 
+from benchmarks import scripted_endpoint as play
+from benchmarks.scripted_endpoint import KEY_VARIABLE, ScriptedServer
 from polaris_fast.config import JudgeConfig
 from polaris_fast.judge import JudgeJob, JudgePool
 from polaris_fast.judge.client import JudgeClient, display_url

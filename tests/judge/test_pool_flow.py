@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterable
 
 import pytest
-import scripted_server as play
-from scripted_server import ScriptedServer
 
+from benchmarks import scripted_endpoint as play
+from benchmarks.scripted_endpoint import ScriptedServer
 from polaris_fast.judge import JudgeJob
 from polaris_fast.judge.canary import probe_job
 from polaris_fast.types import Failed, Rejected, RowKind, Scored

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import scripted_server as play
-from scripted_server import KEY_VARIABLE, ScriptedServer
 
+from benchmarks import scripted_endpoint as play
+from benchmarks.scripted_endpoint import KEY_VARIABLE, ScriptedServer
 from polaris_fast.config import JudgeConfig
 from polaris_fast.judge import Backoff, JudgePool
 from polaris_fast.judge.preflight import check_context

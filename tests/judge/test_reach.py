@@ -7,9 +7,9 @@ import threading
 import time
 
 import pytest
-import scripted_server as play
-from scripted_server import KEY_VARIABLE, ScriptedServer
 
+from benchmarks import scripted_endpoint as play
+from benchmarks.scripted_endpoint import KEY_VARIABLE, ScriptedServer
 from polaris_fast.config import JudgeConfig
 from polaris_fast.judge import JudgeJob, JudgePool
 from polaris_fast.types import Scored, UserError
@@ -46,6 +46,16 @@ def test_no_address(make_pool, url):
     message = error_of(make_pool(url))
     assert "judge.base_url" in message
     assert repr(url) in message
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:sk-secret@h/v1", "https://h/v1?key=sk-secret", "https://h/v1#sk-secret"]
+)
+def test_an_address_with_a_password_is_refused_and_not_repeated(make_pool, url):
+    message = error_of(make_pool(url))
+    assert "judge.base_url: https://h/v1 is given with" in message
+    assert "judge.api_key_env" in message
+    assert "sk-secret" not in message
 
 
 @pytest.mark.parametrize("code", [401, 403])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from scripted_server import ScriptedServer
 
+from benchmarks.scripted_endpoint import ScriptedServer
 from polaris_fast.judge import JudgeJob
 from polaris_fast.types import Scored
 

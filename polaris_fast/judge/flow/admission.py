@@ -136,8 +136,16 @@ class Admission:
             waits_s.append(self._requests.take(1.0, now))
         if self._tokens is not None:
             waits_s.append(self._tokens.take(tokens, now))
-        if max(waits_s) > 0:
+        if max(waits_s) <= 0:
+            return
+        try:
             await asyncio.sleep(max(waits_s))
+        except asyncio.CancelledError:  # nothing was sent: a hedge that is not needed any more
+            if self._requests is not None:
+                self._requests.correct(1.0, 0.0)
+            if self._tokens is not None:
+                self._tokens.correct(tokens, 0.0)
+            raise
 
     def _give_back(self, permit: Permit) -> None:
         if permit.bound_usd is not None:

@@ -91,9 +91,9 @@ class Breaker:
         if now - self._opened_at >= self._times.patience_s:
             self.state = BreakerState.GIVEN_UP
 
-    def give_up(self, reason: str) -> None:
+    def give_up(self, kind: FaultKind, reason: str) -> None:
         """Nothing can be sent any more."""
-        self.state, self.reason = BreakerState.GIVEN_UP, reason
+        self.state, self.kind, self.reason = BreakerState.GIVEN_UP, kind, reason
 
     def probe_succeeded(self) -> None:
         """The judge is back."""

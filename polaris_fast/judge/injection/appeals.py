@@ -6,7 +6,7 @@ the story's, and a captain may tell his crew to ignore earlier orders.
 
 from __future__ import annotations
 
-from .rules import Rule, regex
+from .rules import Rule, any_of, regex
 
 SCORE_BEGGING, JUDGE_ADDRESS, INSTRUCTION = "score_begging", "judge_address", "instruction"
 
@@ -27,6 +27,7 @@ _FRACTION = (
     r"out of (?:five|ten|100|a hundred|one hundred))\b"
 )
 _VERDICT = rf"(?:{_BEST}|{_FRACTION})"
+_POINTS = any_of("score", "mark", "rating", "grade", "point", "star", "percent", "/", "out of")
 _GRADE = r"(?:score|rate|grade|evaluate|assess|judge|mark)"
 _WELL = r"(?:highly|generously|favou?rably|kindly|well|accordingly)\b"
 _MINE = r"my (?:story|text|work|writing|submission)"
@@ -46,6 +47,7 @@ _APPEAL = regex(
     r"\b(?:give|award|assign|grant|deserves?|merits?|worthy of|rate|score)\b[^.!?\n]{0,40}"
     rf"{_VERDICT}|{_GRADED}"
 )
+_NAMED = any_of("this ", "the following ", "the above ", "the present ", "the preceding ")
 _ASKING = regex(
     r"\b(?:please|kindly|must|should|deserves?|merits?|worthy|earns?|warrants?|give|award|assign|"
     r"rate|score|grade|grant|receives?)\b"
@@ -61,13 +63,28 @@ _ORDER = (
 _WORD = r"(?:[a-z]{1,12} )?"
 _SET_ASIDE = r"(?:ignore|disregard|forget|override|bypass|do not follow|stop following)"
 _ORDERS = r"(?:instructions?|prompts?|rubrics?|guidelines?|criteria|directives?)\b"
+_SETS_ASIDE = (
+    any_of("instruction", "prompt", "rubric", "guideline", "criteria", "directive"),
+    any_of("ignore", "disregard", "forget", "override", "bypass", "do not follow", "stop follow"),
+)
 
 _BEGGING = (
-    Rule(SCORE_BEGGING, regex(_VERDICT), "sentence", (_ASKING, _ABOUT_WORK)),
+    Rule(
+        SCORE_BEGGING,
+        regex(_VERDICT),
+        "sentence",
+        (_ASKING, _ABOUT_WORK),
+        needs=(_POINTS, _NAMED),
+    ),
     Rule(
         SCORE_BEGGING,
         regex(rf"\b{_GRADE} {_WORK} (?:as )?(?:perfect\b|excellent\b|{_WELL})"),
         "sentence",
+        needs=(
+            any_of(
+                *(f"{verb} th" for verb in "score rate grade evaluate assess judge mark".split())
+            ),
+        ),
     ),
     Rule(
         SCORE_BEGGING,
@@ -76,6 +93,7 @@ _BEGGING = (
         ),
         "sentence",
         in_speech=False,
+        needs=(_POINTS, any_of("give ", "award ", "assign ", "grant ")),
     ),
     Rule(
         SCORE_BEGGING,
@@ -84,6 +102,7 @@ _BEGGING = (
             rf"(?: score| rating| grade)\W{{0,4}}[:=]\W{{0,4}}(?:{_VERDICT}|\d{{2,3}}\b)"
         ),
         "line",
+        needs=(any_of(" score", " rating", " grade"), any_of(":", "=")),
     ),
     Rule(
         SCORE_BEGGING,
@@ -93,6 +112,7 @@ _BEGGING = (
         ),
         "line",
         at_edge=True,
+        needs=(_POINTS,),
     ),
     Rule(
         SCORE_BEGGING,
@@ -102,6 +122,7 @@ _BEGGING = (
         ),
         "sentence",
         (_ABOUT_WORK,),
+        needs=(any_of("criteri", "requirement", "dimension", "rubric"), _NAMED),
     ),
     Rule(
         SCORE_BEGGING,
@@ -111,6 +132,16 @@ _BEGGING = (
         ),
         "sentence",
         in_speech=False,
+        needs=(
+            any_of(
+                "masterpiece",
+                "flawless",
+                "award-winning",
+                "human-written",
+                "by a human",
+                "publishable",
+            ),
+        ),
     ),
 )
 
@@ -119,29 +150,55 @@ _GREETING = (
     r"instructions? (?:to|for))[:,]? (?:the |all |any |my |our |esteemed |honou?rable )?" + _WORD
 )
 _JUDGES = r"(?:judge|evaluator|grader|rater|assessor|language model|llm|reviewer)"
+_JUDGE_NAMES = any_of(
+    "judge", "evaluator", "grader", "rater", "assessor", "language model", "llm", "reviewer"
+)
 _ADDRESS = (
     Rule(
         JUDGE_ADDRESS,
         regex(rf"{_GREETING}(?:judges?|jury|jurors?|reviewers?|ai|model|claude|chatgpt|gemini)\b"),
         "sentence",
         (_APPEAL,),
+        needs=(
+            any_of(
+                " judge", " jur", " reviewer", " ai", " model", " claude", " chatgpt", " gemini"
+            ),
+            any_of(
+                "dear",
+                "attention",
+                "attn",
+                "hello",
+                "hi ",
+                "hi:",
+                "hi,",
+                "hey ",
+                "hey:",
+                "hey,",
+                "message",
+                "note",
+                "instruction",
+            ),
+        ),
     ),
     Rule(  # nobody else has these names
         JUDGE_ADDRESS,
         regex(rf"{_GREETING}(?:evaluators?|graders?|raters?|llms?|language models?|ai judges?)\b"),
         "sentence",
+        needs=(_JUDGE_NAMES,),
     ),
     Rule(
         JUDGE_ADDRESS,
         regex(rf"\b(?:as|you are|you, as) (?:an? |the )?{_WORD}{_JUDGES}\b"),
         "sentence",
         (_APPEAL, _TO_YOU),
+        needs=(_JUDGE_NAMES,),
     ),
     Rule(
         JUDGE_ADDRESS,
         regex(rf"\b{_JUDGES}s?[,:] (?:please |kindly |you must |you should )"),
         "sentence",
         (GRADING,),
+        needs=(_JUDGE_NAMES,),
     ),
 )
 
@@ -154,12 +211,14 @@ _INSTRUCTIONS = (
         ),
         "sentence",
         in_speech=False,
+        needs=_SETS_ASIDE,
     ),
     Rule(
         INSTRUCTION,
         regex(rf"\b{_SET_ASIDE} {_WORD}{_WORD}{_WORD}{_ORDERS}"),
         "sentence",
         (GRADING,),
+        needs=_SETS_ASIDE,
     ),
     Rule(
         INSTRUCTION,
@@ -169,6 +228,10 @@ _INSTRUCTIONS = (
         ),
         "sentence",
         in_speech=False,
+        needs=(
+            _POINTS | {"json"},
+            any_of("output", "return", "respond with", "reply with", "answer with", "print"),
+        ),
     ),
     Rule(
         INSTRUCTION,
@@ -177,6 +240,7 @@ _INSTRUCTIONS = (
             rf"{_WORD}dimensions?\b[^.!?\n]{{0,20}}\b(?:\d{{1,3}}|zero|full|maximum|max)\b"
         ),
         "sentence",
+        needs=(any_of("dimension"),),
     ),
     Rule(
         INSTRUCTION,
@@ -187,12 +251,14 @@ _INSTRUCTIONS = (
         ),
         "sentence",
         (GRADING,),
+        needs=(any_of("your "), any_of("task", "job", "role", "instruction")),
     ),
     Rule(
         INSTRUCTION,
         regex(r"\bnew instructions? ?:|\b(?:your|the) system prompt\b"),
         "sentence",
         (GRADING,),
+        needs=(any_of("new instruction", "system prompt"),),
     ),
 )
 

@@ -33,8 +33,10 @@ class Finding:
 def scan(story: str) -> tuple[Finding, ...]:
     """All findings by position; those of one kind do not overlap, those of two kinds may."""
     plain = read_plain(story)
-    spans = [(tokens.HIDDEN, *match.span()) for match in tokens.HIDDEN_RUN.finditer(story)]
-    for rule in RULES:
+    spans = []
+    if not story.isascii():
+        spans += [(tokens.HIDDEN, *match.span()) for match in tokens.HIDDEN_RUN.finditer(story)]
+    for rule in possible_rules(plain.text):
         for start, end in _spans(rule, plain.text):
             spans.append((rule.kind, *plain.source_span(start, end)))
     return tuple(
@@ -58,6 +60,18 @@ def without(story: str, findings: Sequence[Finding]) -> str:
         if not findings:
             break
     return story if any(char.isalnum() for char in story) else ""
+
+
+def possible_rules(text: str) -> list[Rule]:
+    """The rules whose words occur in folded text: no other can match."""
+    occurs: dict[frozenset[str], bool] = {}  # rules share groups
+    return [rule for rule in RULES if all(_occurs(group, text, occurs) for group in rule.needs)]
+
+
+def _occurs(group: frozenset[str], text: str, known: dict[frozenset[str], bool]) -> bool:
+    if group not in known:
+        known[group] = any(word in text for word in group)
+    return known[group]
 
 
 def flags(findings: Sequence[Finding]) -> tuple[str, ...]:

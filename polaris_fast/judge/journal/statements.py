@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from operator import attrgetter
 
 from .records import AttemptRecord
 
 FIELDS = [field.name for field in fields(AttemptRecord)]
+values_of = attrgetter(*FIELDS)  # of a record, in this order
 
 LOOKUP = "SELECT quality, dimensions, judge, flags FROM jobs WHERE key = ? AND state = 'scored'"
 # A failed job that is asked for again is pending again; a scored one stays as it is.

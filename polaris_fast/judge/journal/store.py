@@ -33,7 +33,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -232,7 +232,9 @@ class Journal:
     def _end_attempt(self, attempt_id: int, record: AttemptRecord, scored: Scored | None) -> None:
         now = self._clock()
         with self._transaction() as connection:
-            connection.execute(statements.END_ATTEMPT, (now, *astuple(record), attempt_id))
+            connection.execute(
+                statements.END_ATTEMPT, (now, *statements.values_of(record), attempt_id)
+            )
             if scored is not None:
                 judge = self._without_secrets(scored.judge)
                 reward = (scored.quality, json.dumps(scored.dimensions), judge)
