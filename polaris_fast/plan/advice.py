@@ -1,0 +1,153 @@
+"""The longest row that fits, and what to switch on to fit more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import Config
+from .hardware import Machine
+from .memory import MemoryPlan, memory_plan
+from .shapes import ModelShape
+
+_STEP = 512  # tokens
+_LONGEST = {"cuda": 131_072, "cpu": 4_096}  # no row beyond is looked for
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One change of the configuration and what it brings."""
+
+    settings: tuple[str, ...]  # KEY=VALUE
+    saving: int  # bytes of the peak
+    fits: bool
+    longest_row: int  # tokens, 0 when none fits
+    note: str
+
+
+def longest_row(config: Config, shape: ModelShape, machine: Machine) -> int:
+    """Most tokens, prompt included, of a row that trains and is written; a multiple of 512.
+
+    0 when not even that many fit; the cap where all do.
+    """
+    low, high = 0, _LONGEST[machine.device] // _STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _plan_of_length(config, shape, machine, middle * _STEP).fits:
+            low = middle
+        else:
+            high = middle - 1
+    return low * _STEP
+
+
+def _plan_of_length(config: Config, shape: ModelShape, machine: Machine, length: int) -> MemoryPlan:
+    prompt = min(config.max_prompt_length, length // 2)
+    packing = config.packing.model_copy(update={"max_tokens_per_microbatch": length})
+    changed = config.model_copy(
+        update={
+            "max_prompt_length": prompt,
+            "max_completion_length": length - prompt,
+            "packing": packing,
+        }
+    )
+    return memory_plan(changed, shape, machine)
+
+
+def advise(config: Config, shape: ModelShape, machine: Machine, now: MemoryPlan) -> list[Advice]:
+    """Each change on its own, largest saving first; those that save nothing are left out."""
+    found = []
+    for settings, note in _changes(config, machine):
+        changed = with_settings(config, settings)
+        plan = memory_plan(changed, shape, machine)
+        saving = now.total - plan.total
+        if saving < 0.005 * now.total:
+            continue
+        longest = longest_row(changed, shape, machine)
+        found.append(Advice(_words(settings), saving, plan.fits, longest, note))
+    return sorted(found, key=lambda advice: -advice.saving)
+
+
+def smallest_remedy(
+    config: Config, shape: ModelShape, machine: Machine
+) -> tuple[tuple[str, ...], MemoryPlan] | None:
+    """Changes that together make the run fit, none of them needless; None: all do not suffice."""
+
+    def plan_with(changes: list[dict[str, Any]]) -> tuple[dict[str, Any], MemoryPlan]:
+        settings: dict[str, Any] = {}
+        for change in changes:
+            settings |= change
+        return settings, memory_plan(with_settings(config, settings), shape, machine)
+
+    chosen: list[dict[str, Any]] = []
+    for change, _ in _changes(config, machine):
+        chosen.append(change)
+        if plan_with(chosen)[1].fits:
+            break
+    else:
+        return None
+    for change in chosen[:-1]:
+        others = [c for c in chosen if c is not change]
+        if plan_with(others)[1].fits:
+            chosen = others
+    settings, plan = plan_with(chosen)
+    return _words(settings), plan
+
+
+def with_settings(config: Config, settings: dict[str, Any]) -> Config:
+    """The configuration with dotted keys replaced, unchecked."""
+    for dotted, value in settings.items():
+        section, _, key = dotted.rpartition(".")
+        if section:
+            inner = getattr(config, section).model_copy(update={key: value})
+            config = config.model_copy(update={section: inner})
+        else:
+            config = config.model_copy(update={key: value})
+    return config
+
+
+def _changes(config: Config, machine: Machine) -> Iterator[tuple[dict[str, Any], str]]:
+    """Switches that are off, cheapest in time first."""
+    row = config.max_prompt_length + (config.max_completion_length or 0)
+    if row < config.packing.max_tokens_per_microbatch:
+        yield (
+            {"packing.max_tokens_per_microbatch": row},
+            "the longest row needs no more; more and smaller micro-batches",
+        )
+    if not config.gradient_checkpointing:
+        yield {"gradient_checkpointing": True}, "one more forward in backward"
+    if config.dtype == "float32":
+        yield {"dtype": "bfloat16"}, "fp32 masters stay"
+    if config.rollout.max_batch_size > 1:
+        yield (
+            {"rollout.max_batch_size": max(1, config.rollout.max_batch_size // 8)},
+            "less cache; more waves of writing",
+        )
+    if machine.device == "cpu" or (machine.count == 1 and config.engine.kind == "replicated"):
+        return
+    yield from _shardings(config)
+
+
+def _shardings(config: Config) -> Iterator[tuple[dict[str, Any], str]]:
+    sharded = config.engine.kind == "deepspeed"
+    stage = config.engine.zero_stage if sharded else 0
+    kind = {} if sharded else {"engine.kind": "deepspeed"}
+    if stage < 2:
+        yield kind | {"engine.zero_stage": 2}, "gradients and optimizer state in shards"
+    if stage < 3:
+        yield (
+            kind | {"engine.zero_stage": 3},
+            "weights in shards too; gathered for every micro-batch",
+        )
+    if not (stage and config.engine.offload_optimizer):
+        yield kind | {"engine.offload_optimizer": True}, "optimizer in CPU memory: a slow update"
+    if stage == 3 and not config.engine.offload_param:
+        yield {"engine.offload_param": True}, "weights in CPU memory: slow micro-batches"
+
+
+def _words(settings: dict[str, Any]) -> tuple[str, ...]:
+    text = {True: "true", False: "false"}
+    return tuple(
+        f"{key}={text[value] if isinstance(value, bool) else value}"
+        for key, value in settings.items()
+    )

@@ -1,0 +1,160 @@
+"""The memory of one rank, phase by phase, and its peak."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..config import Config
+from .activations import MicroBatchBytes, micro_batch_bytes
+from .generation import generation_bytes
+from .hardware import GIB, Machine
+from .head import HeadBytes, head_bytes
+from .shapes import ModelShape
+from .state import EngineBytes, engine_bytes
+
+# CUDA context with the kernels of a run, and NCCL's buffers where there are several ranks.
+_CONTEXT_BYTES = int(0.6 * GIB)
+_NCCL_BYTES = int(0.8 * GIB)
+# Of what torch holds: blocks that are free but of the wrong size.
+FRAGMENTATION = 0.05
+
+Piece = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a step: what is alive at its peak, largest terms named."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def bytes(self) -> int:
+        """What tensors need in this phase."""
+        return sum(size for _, size in self.pieces)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """One rank's memory for micro-batches of given rows."""
+
+    rows: tuple[tuple[int, int], ...]  # (prompt, completion) tokens of the micro-batch
+    phases: tuple[Phase, ...]
+    engine: EngineBytes
+    micro_batch: MicroBatchBytes
+    head: HeadBytes
+    overhead: int  # context and communication
+    available: int
+
+    @property
+    def peak_phase(self) -> Phase:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: phase.bytes)
+
+    @property
+    def margin(self) -> int:
+        """For fragmentation; a CPU's allocator needs none."""
+        return int(self.peak_phase.bytes * FRAGMENTATION) if self.overhead else 0
+
+    @property
+    def total(self) -> int:
+        """Peak with margin and overhead."""
+        return self.peak_phase.bytes + self.margin + self.overhead
+
+    @property
+    def fits(self) -> bool:
+        """Whether the machine has that much."""
+        return self.total <= self.available
+
+
+def memory_plan(
+    config: Config,
+    shape: ModelShape,
+    machine: Machine,
+    rows: Sequence[tuple[int, int]] | None = None,
+) -> MemoryPlan:
+    """Predict the peak of a rank.
+
+    Args:
+        config: with `max_completion_length` resolved.
+        rows: (prompt, completion) tokens of the largest micro-batch; None: one row that fills it.
+    """
+    dtype = getattr(torch, config.dtype)
+    rows = tuple(rows or [_longest_row(config)])
+    head = head_bytes(
+        sum(completion for _, completion in rows),
+        shape.config.hidden_size,
+        shape.config.vocab_size,
+        dtype=dtype,
+        logits_dtype=config.logits_dtype,
+        device=machine.device,
+    )
+    micro_batch = micro_batch_bytes(
+        shape,
+        rows,
+        head,
+        dtype=dtype,
+        device=machine.device,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+    engine = engine_bytes(config, shape, machine.count, machine.device)
+    is_gpu = machine.device == "cuda"
+    return MemoryPlan(
+        rows=rows,
+        phases=_phases(config, shape, machine, engine, micro_batch, head),
+        engine=engine,
+        micro_batch=micro_batch,
+        head=head,
+        overhead=(_CONTEXT_BYTES + _NCCL_BYTES * (machine.count > 1)) if is_gpu else 0,
+        available=machine.memory_bytes,
+    )
+
+
+def _longest_row(config: Config) -> tuple[int, int]:
+    prompt = config.max_prompt_length
+    return prompt, config.packing.max_tokens_per_microbatch - prompt
+
+
+def _phases(
+    config: Config,
+    shape: ModelShape,
+    machine: Machine,
+    engine: EngineBytes,
+    micro_batch: MicroBatchBytes,
+    head: HeadBytes,
+) -> tuple[Phase, ...]:
+    state = [
+        ("weights", engine.weights),
+        ("reference model", engine.reference),
+        ("fp32 masters", engine.masters),
+        ("Adam moments", engine.moments),
+    ]
+    # On the CPU the head keeps its buffers from call to call.
+    state.append(("head's workspace", head.workspace))
+    training = [*state, ("gradients", engine.gradients), ("engine's buffers", engine.buffers)]
+    saved = micro_batch.saved
+    phases = [
+        Phase(
+            "generation",
+            _present([*state, ("gathered weights", engine.gather)])
+            + generation_bytes(config, shape, machine.count),
+        )
+    ]
+    for name, peak in micro_batch.peaks().items():
+        on_the_way = engine.backward if name == "backward" else 0
+        kept = min(saved, peak)
+        pieces = [
+            *training,
+            ("saved activations", kept),
+            ("working tensors", peak - kept + on_the_way),
+        ]
+        phases.append(Phase(name, _present(pieces)))
+    phases.append(Phase("optimizer", _present([*training, ("working tensors", engine.update)])))
+    return tuple(phases)
+
+
+def _present(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+    return tuple((name, size) for name, size in pieces if size)
