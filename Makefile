@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+VLLM_VENV := .venv-vllm
 
-.PHONY: install train check test bench gpu debug kernels-report clean
+.PHONY: install train check test test-vllm bench gpu debug kernels-report clean
 
 install: $(STAMP)
 
@@ -39,6 +40,14 @@ $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev,bench]' \
 	  && touch $(BENCH_STAMP) || echo "the bench extra was not installed: cut_cross_entropy is missing"
 
+# Real vLLM on the CPU, in an environment of its own: it is large, and pins much.
+$(VLLM_VENV)/.installed: pyproject.toml $(wildcard tests/vllm/environment/*)
+	PYTHON=$(PYTHON) tests/vllm/environment/install.sh $(VLLM_VENV)
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/.installed
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm
+
 bench: $(BENCH_STAMP)
 	@mkdir -p benchmarks/results
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only -s --benchmark-columns=median,iqr,rounds \
@@ -55,5 +64,5 @@ debug: $(STAMP)
 	$(BIN)/python -m polaris_fast.train --config debug
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -168,6 +168,10 @@ def run(part: Part, left_s: float) -> dict[str, Any]:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
         status = "timed out"
+    finally:
+        # ctrl-C does not reach a session of its own
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     tail = output.splitlines()[-40:]
     return {"status": status, "seconds": round(time.monotonic() - start, 1), "tail": tail}
 

@@ -1,4 +1,4 @@
-"""The `polaris` command: train, generate, judge, report.
+"""The `polaris` command: train, generate, plan, judge, report.
 
 Imports stay inside the commands, so that `--help` and a mistyped key answer at once.
 """
@@ -10,8 +10,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .types import UserError
+
+if TYPE_CHECKING:
+    from .config import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .report.__main__ import main as report_main
 
         return report_main(arguments[1:])
+    if arguments[:1] == ["plan"]:
+        from .plan.__main__ import main as plan_main
+
+        return plan_main(arguments[1:])
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
     try:
@@ -78,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--config", help="YAML file or the name of a shipped configuration")
     train.add_argument(
-        "--dry-run", action="store_true", help="print the resolved configuration and stop"
+        "--dry-run",
+        action="store_true",
+        help="print the resolved configuration and the memory it needs, and stop",
     )
     generate = commands.add_parser("generate", help="write a story with a trained model")
     generate.add_argument("--model", required=True, help="checkpoint, run folder or hub id")
@@ -88,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0, help="seed of the sampling")
     generate.add_argument("--temperature", type=float, default=None)
     generate.add_argument("--max-tokens", type=int, default=None)
+    commands.add_parser("plan", help="predict memory, time and cost of a run (polaris plan --help)")
     commands.add_parser("judge", help="serve or use a judge (polaris judge --help)")
     commands.add_parser("report", help="write a run's HTML report (polaris report --help)")
     return parser
@@ -99,12 +110,37 @@ def _train(known: argparse.Namespace, overrides: dict[str, str]) -> int:
     config = load_config(known.config or _config_of_resumed(overrides), overrides)
     if known.dry_run:
         print(dump_config(config), end="")
+        print(_memory_comment(config), end="")
         return 0
     # Tokenizers warn about forks and transformers about the hub on every start otherwise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from .trainer import run_training
 
     return run_training(config)
+
+
+def _memory_comment(config: Config) -> str:
+    """The memory plan on this machine as YAML comments, so that the output stays a configuration.
+
+    A model whose config is not here leaves a line that says so: the configuration itself is good.
+    """
+    from .model.load import quiet_transformers
+    from .plan.build import resolve_lengths
+    from .plan.hardware import this_cpu, this_machine
+    from .plan.memory import memory_plan
+    from .plan.shapes import shape_of_run
+    from .plan.table import memory_summary
+
+    quiet_transformers()
+    machine = this_cpu() if config.device == "cpu" else this_machine()
+    name = f"{machine.count} x {machine.name}"
+    try:
+        resolved = resolve_lengths(config)
+        plan = memory_plan(resolved, shape_of_run(resolved), machine)
+        text = memory_summary(plan, name) + "More, and other machines: polaris plan --help\n"
+    except UserError as error:
+        text = f"no memory plan: {error}\n"
+    return "".join(f"# {line}".rstrip() + "\n" for line in text.splitlines())
 
 
 def _config_of_resumed(overrides: dict[str, str]) -> str | None:

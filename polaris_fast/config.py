@@ -6,6 +6,8 @@ error that names the nearest one; every range is checked before anything is load
 
 from __future__ import annotations
 
+from dataclasses import fields
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -19,6 +21,7 @@ from pydantic import (
 from polaris_kernels import LossSpec
 
 from .judge_presets import preset_settings
+from .types import UserError
 
 # YAML 1.1 reads a bare `off` as false.
 _Off = BeforeValidator(lambda value: "off" if value is False else value)
@@ -103,13 +106,103 @@ class EmbeddedConfig(Section):
     """Stories in each of these steps."""
 
 
+class VLLMConfig(Section):
+    """vLLM servers that write the rollouts when `rollout.engine` is vllm."""
+
+    launch: bool = True
+    """Start the servers with the run and stop them with it; false: `base_urls` are used."""
+    base_urls: list[str] = Field(default_factory=list)
+    """Servers that run already, such as http://10.0.0.2:8000; started as docs/vllm.md says."""
+    num_servers: int = Field(1, ge=1)
+    """Servers to launch, each with `tensor_parallel_size` GPUs."""
+    gpus: list[int] = Field(default_factory=list)
+    """GPUs of the launched servers in order, as in CUDA_VISIBLE_DEVICES; other ones than those of
+    the ranks, but for `ipc`. Empty: no GPUs, or the trainer's."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """GPUs that share one server's model."""
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    """Share of a GPU's memory that a launched server takes; null: vLLM's own."""
+    cpu_kv_cache_gib: int = Field(1, ge=1)
+    """Memory for keys and values of a launched server without a GPU, GiB."""
+    extra_args: list[str] = Field(default_factory=list)
+    """Further arguments of launched servers, such as [--enforce-eager]; they win."""
+    transfer: Literal["auto", "nccl", "ipc", "gloo"] = "auto"
+    """How weights reach the servers: `nccl` to other GPUs, `ipc` to a server on the trainer's GPU,
+    `gloo` between CPUs; auto: nccl with a GPU, gloo without."""
+    start_timeout_s: float = Field(900.0, gt=0)
+    """Limit on the start of the servers."""
+    sync_timeout_s: float = Field(300.0, gt=0)
+    """Limit on one update of their weights."""
+    request_timeout_s: float = Field(3600.0, gt=0)
+    """Limit on one completion, waiting in the server included."""
+    max_attempts: int = Field(4, ge=1)
+    """Tries for one completion before the run stops."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.launch and self.base_urls:
+            raise ValueError(
+                f"launch is true and base_urls are given ({', '.join(self.base_urls)}); set launch "
+                "to false to use these servers, or drop base_urls"
+            )
+        if self.transfer == "ipc" and max(self.num_servers, len(self.base_urls)) > 1:
+            raise ValueError(
+                "transfer ipc reaches one server, on the trainer's GPU; set num_servers to 1, or "
+                "transfer to nccl"
+            )
+        need = self.num_servers * self.tensor_parallel_size
+        if self.gpus and len(self.gpus) != need:
+            raise ValueError(
+                f"gpus must name num_servers * tensor_parallel_size = {need} GPUs, got {self.gpus}"
+            )
+        return self
+
+    def gpus_of(self, number: int) -> list[int]:
+        """GPUs of the launched server of this number, from 0."""
+        size = self.tensor_parallel_size
+        return self.gpus[number * size : (number + 1) * size]
+
+    def transfer_on(self, device_type: str) -> str:
+        """`transfer`, settled for a trainer on "cpu" or "cuda".
+
+        Raises:
+            UserError: it cannot work there.
+        """
+        transfer = self.transfer
+        if transfer == "auto":
+            transfer = "nccl" if device_type == "cuda" else "gloo"
+        if transfer != "gloo" and device_type != "cuda":
+            raise UserError(
+                f"rollout.vllm.transfer: {transfer} needs a GPU, the trainer is on {device_type}; "
+                "set it to auto"
+            )
+        if transfer == "nccl" and self.launch and not self.gpus:
+            raise UserError(
+                "rollout.vllm.gpus: name the GPUs of the launched servers, such as [1], which no "
+                "rank trains on; with a single GPU set rollout.vllm.transfer to ipc and "
+                "rollout.vllm.gpu_memory_utilization to the servers' share of it"
+            )
+        return transfer
+
+
 class RolloutConfig(Section):
     """How completions are generated."""
 
-    engine: Literal["hf"] = "hf"
-    """Rollout engine; `hf` generates with the training weights in place."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """Rollout engine; `hf` generates with the training weights in place, `vllm` on servers."""
     max_batch_size: int = Field(64, ge=1)
-    """Rows decoded together; finished rows leave the batch."""
+    """Rows decoded together, on each vLLM server; finished rows leave the batch."""
+
+    vllm: VLLMConfig = VLLMConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.engine == "vllm" and not self.vllm.launch and not self.vllm.base_urls:
+            raise ValueError(
+                "vllm.launch is false and vllm.base_urls is empty; give the servers' URLs, or set "
+                "vllm.launch to true"
+            )
+        return self
 
 
 class FallbackConfig(Section):
@@ -223,6 +316,9 @@ class JudgeConfig(Section):
     noise_std: float | None = Field(None, ge=0)
     """Noise of one judgement, in units of the reward: groups whose rewards spread less are left
     out; `python -m polaris_fast.judge calibrate --write` measures it; null: 0."""
+    resample_below_sigmas: float = Field(0.0, ge=0)
+    """Groups whose rewards spread by less than this many `noise_std` are judged a second time, and
+    the two judgements averaged; 2 is a good value; 0: none."""
     canary_steps: int = Field(0, ge=0)
     """Every so many steps five fixed stories are judged again, to see a judge that drifts; 0: off.
     """
@@ -266,15 +362,24 @@ class JudgeConfig(Section):
     def for_fallback(self) -> JudgeConfig:
         """The settings of the fallback judge: its own, else the first judge's; limits and prices
         belong to one endpoint and are not taken over, nor is the key."""
-        unshared: dict[str, Any] = dict.fromkeys(
-            ("requests_per_minute", "tokens_per_minute", "context_length")
-            + ("price_input", "price_cached_input", "price_output")
-        )
+        own_limits = ["requests_per_minute", "tokens_per_minute", "context_length"]
+        own_prices = ["price_input", "price_cached_input", "price_output"]
+        unshared: dict[str, Any] = dict.fromkeys([*own_limits, *own_prices])
         if self.fallback.base_url != self.base_url:
             unshared["api_key_env"] = ""
             unshared |= preset_settings(self.fallback.base_url, self.fallback.model)
         own = {k: v for k, v in self.fallback.model_dump().items() if v is not None}
         return self.model_copy(update=unshared | own | {"fallback": FallbackConfig()})
+
+    @model_validator(mode="after")
+    def _check_resampling(self) -> Self:
+        if self.resample_below_sigmas and not self.noise_std:
+            raise ValueError(
+                f"resample_below_sigmas ({self.resample_below_sigmas:g}) needs noise_std, got "
+                f"{self.noise_std}; measure it with `python -m polaris_fast.judge calibrate "
+                "--write`, or set resample_below_sigmas to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_prices(self) -> Self:
@@ -514,11 +619,36 @@ class Config(Section):
     epsilon: float = Field(0.2, ge=0)
     """Lower clip of the ratio."""
     epsilon_high: float = Field(0.28, ge=0)
-    """Upper clip of the ratio."""
+    """Upper clip of the ratio; for cispo the cap of the ratio itself, such as 5."""
+    delta: float | None = Field(None, gt=1)
+    """Two-sided clip: cap of the ratio where the advantage is negative; null: none."""
+    top_entropy_quantile: float = Field(1.0, ge=0, le=1)
+    """Share of a micro-batch's tokens, those of highest entropy, that carry policy loss; 1: all."""
+    loss_options: dict[str, float | str | None] = Field(default_factory=dict)
+    """Further fields of `polaris_kernels.LossSpec`, such as {dro_beta: 0.2}."""
     beta: float = Field(0.0, ge=0)
     """KL coefficient against the starting model; 0 loads no reference."""
-    kl_estimator: Literal["k1", "abs", "k2", "k3"] = "k3"
-    """Estimator of the KL term."""
+    kl_estimator: Literal["k1", "abs", "k2", "k3", "k1+", "abs+", "k3+"] = "k3"
+    """Estimator of the KL term; a `+` keeps its value and takes the gradient of k2."""
+    kl_importance_correction: bool = False
+    """Multiply the KL term by the ratio, gradient included."""
+    is_correction: Literal[
+        "none",
+        "token_truncate",
+        "token_mask",
+        "sequence_truncate",
+        "sequence_mask",
+        "geometric_truncate",
+        "geometric_mask",
+    ] = "none"
+    """Weight by trainer / rollout engine probability, of a token, a row, or its geometric mean;
+    outside is_floor to is_cap clamped (truncate) or 0 (mask). Human rows weigh 1."""
+    is_cap: float | None = Field(2.0, gt=0)
+    """Largest such weight; null: no limit."""
+    is_floor: float | None = Field(None, ge=0)
+    """Smallest such weight; null: no limit."""
+    off_policy_mask_threshold: float | None = None
+    """Drop rows of negative advantage whose mean(rollout_logps - logps) is above; null: keep."""
     entropy_coef: float = 0.0
     """Coefficient of the entropy bonus."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -582,9 +712,43 @@ class Config(Section):
                 f"judge.canary_steps ({self.judge.canary_steps}) watches the judge, but "
                 f"reward.function ({self.reward.function}) takes its place; set canary_steps to 0"
             )
+        if self.rollout.engine == "vllm" and self.engine.zero_stage == 3:
+            if self.engine.kind == "deepspeed":
+                raise ValueError(
+                    "rollout.engine vllm is sent whole weights by the first rank, which "
+                    "engine.zero_stage 3 keeps in shards; set engine.zero_stage to 2 or "
+                    "rollout.engine to hf"
+                )
+        self._check_loss()
+        return self
+
+    def _check_loss(self) -> None:
+        own = {field.name for field in fields(LossSpec)}
+        for name in self.loss_options:
+            if name in type(self).model_fields or name == "human_ratio":
+                key = "hri.mode" if name == "human_ratio" else name
+                raise ValueError(f"loss_options: {name} belongs to the key {key}; set it there")
+            if name not in own:
+                near = get_close_matches(name, own, n=1, cutoff=0.0)[0]
+                raise ValueError(f"loss_options: unknown option {name!r}; did you mean {near!r}?")
+        filtered = self.top_p < 1 or self.top_k > 0 or self.repetition_penalty != 1
+        if self.needs_rollout_logps and self.rollout.engine == "vllm" and filtered:
+            if self.temperature != 1:
+                raise ValueError(
+                    f"is_correction ({self.is_correction}) and off_policy_mask_threshold "
+                    f"({self.off_policy_mask_threshold}) need the engine's log-probs over the full "
+                    f"vocabulary, which vLLM has none of at temperature={self.temperature} with "
+                    f"top_p={self.top_p}, top_k={self.top_k}, repetition_penalty="
+                    f"{self.repetition_penalty}; set temperature to 1, or these three to 1, 0 and "
+                    "1, or the first two to none and null"
+                )
         # Its own checks name field, value and remedy; a limit left to the data is settled later.
         self.with_room_for(0).loss_spec()
-        return self
+
+    @property
+    def needs_rollout_logps(self) -> bool:
+        """True when the loss weighs or drops tokens by what the rollout engine gave them."""
+        return self.is_correction != "none" or self.off_policy_mask_threshold is not None
 
     def with_room_for(self, longest_completion: int) -> Config:
         """This configuration with `max_completion_length: null` resolved; else itself.
@@ -607,7 +771,15 @@ class Config(Section):
             epsilon_high=self.epsilon_high,
             beta=self.beta,
             kl_estimator=self.kl_estimator,
+            kl_importance_correction=self.kl_importance_correction,
             entropy_coef=self.entropy_coef,
+            delta=self.delta,
+            top_entropy_quantile=self.top_entropy_quantile,
+            is_correction=self.is_correction,
+            is_cap=self.is_cap,
+            is_floor=self.is_floor,
+            off_policy_mask_threshold=self.off_policy_mask_threshold,
             max_completion_length=self.max_completion_length,
             human_ratio="luffy" if self.hri.mode == "luffy" else "same",
+            **self.loss_options,  # type: ignore[arg-type]
         )

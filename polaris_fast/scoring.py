@@ -2,11 +2,15 @@
 
 Rows are submitted the moment they finish; a group is ready when each of its rows has an outcome.
 A failed judgement is never a number: its row has no reward and stays out of the loss.
+
+Rows are judged once more than that in three cases: another judge has come to serve their group,
+too many rows of the step have failed, or the spread of their group lies within the judge's noise.
 """
 
 from __future__ import annotations
 
 import queue
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,8 +20,10 @@ from .judge import JudgeJob, Scorer
 from .metrics import PhaseClock
 from .rewards import compose_reward
 from .types import (
+    Failed,
     Group,
     Outcome,
+    Rejected,
     RewardParts,
     Row,
     RowKind,
@@ -29,7 +35,7 @@ _POLL_S = 0.2  # how often a wait looks for a stop request
 
 
 class JudgeDown(UserError):
-    """Too many rows of a step could not be judged; nothing was trained on the scraps."""
+    """A step could not be judged; nothing was trained on the scraps."""
 
 
 class StepScorer:
@@ -56,6 +62,8 @@ class StepScorer:
         self.check_stop, self.on_outcome = check_stop, on_outcome
         self.clock = clock or PhaseClock()
         self._rows: dict[str, Row] = {}  # every row of the step, over all its rounds
+        self._close: set[int] = set()  # groups whose policy rows get a second judgement
+        self._final: Failed | None = None  # an outcome that ends the step
         self.trace: list[tuple[float, str, str]] = []  # (when, "row", "sent ID" or "scored ID")
         self._arrived: queue.SimpleQueue[tuple[Row, Outcome]] = queue.SimpleQueue()
 
@@ -67,12 +75,14 @@ class StepScorer:
         if settled is not None:
             self._arrive(row, settled)
             return
-        samples = self.config.hri.num_judge_samples if row.kind is RowKind.HUMAN else 1
+        twice = row.kind is RowKind.POLICY and row.group in self._close
+        once = self.config.hri.num_judge_samples if row.kind is RowKind.HUMAN else 1
         job = JudgeJob(
             job_id=row.row_id,
             prompt=row.record.prompt,
             story=row.story,
-            samples=samples,
+            samples=2 if twice else once,
+            needed=1 if twice else None,  # the first one is in the journal, and stands alone
             kind=row.kind,
             group=_group_id(row),
             columns={
@@ -95,7 +105,8 @@ class StepScorer:
             fixed_order: yield in index order (deterministic) instead of earliest ready first.
 
         Raises:
-            JudgeDown: still too many failures after `judge.max_rejudge_rounds`.
+            JudgeDown: nothing more will be judged (money, judge or journal is gone), or there are
+                still too many failures after `judge.max_rejudge_rounds`.
         """
         waiting = {group.index: group for group in groups}
         deferred: list[Group] = []
@@ -107,9 +118,6 @@ class StepScorer:
             else:
                 yield ready
         self._rejudge(deferred)
-        for group in deferred:
-            while not self._complete(group) or self._ask_anew(group):
-                self._wait()
         yield from deferred
 
     def _next_ready(self, waiting: dict[int, Group], *, fixed_order: bool) -> Group:
@@ -125,37 +133,61 @@ class StepScorer:
         return all(row.outcome is not None for row in group.rows)
 
     def _ask_anew(self, group: Group) -> bool:
-        """Submit again what a judge scored that no longer serves the group; whether there is any.
+        """Submit a complete group's rows again where they need it; whether any do.
 
-        Rows of one group share their judge: its scale is part of the baseline.
+        Rows of one group share their judge: its scale is part of the baseline. And policy rows that
+        spread by less than `judge.resample_below_sigmas` of the judge's noise are judged a second
+        time, once: the mean of two has less of it.
         """
         outdated = self.source.outdated(_group_id(group.rows[0]))
         again = [row for row in group.rows if row.row_id in outdated]
+        if not again and self._is_close(group):
+            self._close.add(group.index)
+            again = [row for row in group.rows if row.kind is RowKind.POLICY and row.reward]
         for row in again:
-            row.outcome = row.reward = None
-            self.submit(row)
+            self._submit_again(row)
         return bool(again)
 
+    def _is_close(self, group: Group) -> bool:
+        judge = self.config.judge
+        least = judge.resample_below_sigmas * (judge.noise_std or 0.0)
+        if not least or self.config.reward.function or group.index in self._close:
+            return False
+        rewards = [r.reward.total for r in group.rows if r.kind is RowKind.POLICY and r.reward]
+        return len(rewards) > 1 and statistics.stdev(rewards) < least
+
+    def _submit_again(self, row: Row) -> None:
+        row.outcome = row.reward = None
+        self.submit(row)
+
     def _rejudge(self, deferred: list[Group]) -> None:
+        """Judge what has failed again, until few enough rows are left without a score."""
         limit, num_rows = self.config.judge.max_failed_fraction, len(self._rows)
-        for attempt in range(self.config.judge.max_rejudge_rounds + 1):
+        rounds = self.config.judge.max_rejudge_rounds
+        for attempt in range(rounds + 1):
             failed = [r for g in deferred for r in g.rows if not isinstance(r.outcome, Scored)]
-            if len(failed) <= limit * num_rows:
+            lost = sum(isinstance(r.outcome, Failed | Rejected) for r in self._rows.values())
+            if not failed or lost <= limit * num_rows:
                 return
-            if attempt == self.config.judge.max_rejudge_rounds:
-                first = failed[0].outcome
-                assert first is not None and not isinstance(first, Scored)
-                raise JudgeDown(
-                    f"judge: {len(failed)} of {num_rows} rows could not be scored after "
-                    f"{attempt} more rounds (first reason: {first.reason}); the step was not "
-                    "trained. Mend the judge, then go on with resume_from_checkpoint, or raise "
-                    "judge.max_failed_fraction"
-                )
+            if attempt == rounds:
+                raise JudgeDown(self._too_many_failed(failed, attempt))
             for row in failed:
-                row.outcome = None
-                self.submit(row)
-            while any(row.outcome is None for row in failed):
-                self._wait()
+                self._submit_again(row)
+            for group in deferred:  # a group that changes its judge may fail anew: counted above
+                while not self._complete(group) or self._ask_anew(group):
+                    self._wait()
+
+    def _too_many_failed(self, failed: list[Row], num_rounds: int) -> str:
+        first = failed[0].outcome
+        assert first is not None and not isinstance(first, Scored)
+        function = self.config.reward.function
+        where, what = ("reward.function", repr(function)) if function else ("judge", "the judge")
+        return (
+            f"{where}: {len(failed)} of {len(self._rows)} rows could not be scored after "
+            f"{num_rounds} more rounds (first reason: {first.reason}); the step was not trained. "
+            f"Mend {what}, then go on with resume_from_checkpoint, or raise "
+            f"judge.max_failed_fraction ({self.config.judge.max_failed_fraction:g})"
+        )
 
     def _arrive(self, row: Row, outcome: Outcome) -> None:
         """Called on the judge's thread."""
@@ -166,24 +198,38 @@ class StepScorer:
     def _drain(self) -> None:
         while not self._arrived.empty():
             self._settle(*self._arrived.get())
+        if self._final is not None:
+            self._end_step(self._final)
 
     def _wait(self) -> None:
         """Block until one more outcome has arrived."""
+        self._settle(*self._next_arrival())
+        self._drain()
+
+    def _next_arrival(self) -> tuple[Row, Outcome]:
         with self.clock.phase("judge_exposed"):
             while True:
                 self.check_stop()
                 try:
-                    arrived = self._arrived.get(timeout=_POLL_S)
+                    return self._arrived.get(timeout=_POLL_S)
                 except queue.Empty:
                     continue
-                break
-        self._settle(*arrived)
-        self._drain()
 
     def _settle(self, row: Row, outcome: Outcome) -> None:
         row.outcome = outcome
         if isinstance(outcome, Scored):
             row.reward = self._reward(row, outcome)
+        elif isinstance(outcome, Failed) and outcome.final:
+            self._final = outcome
+
+    def _end_step(self, final: Failed) -> None:
+        """Nothing more is sent; what is under way is paid for, and the journal is to have it."""
+        while any(row.outcome is None for row in self._rows.values()):
+            self._settle(*self._next_arrival())
+        raise JudgeDown(
+            f"{final.reason}. Nothing more is judged and the step was not trained; go on with "
+            "resume_from_checkpoint: what was judged is not paid for again"
+        )
 
     def _settled_without_judge(self, row: Row) -> Outcome | None:
         if row.kind is RowKind.HUMAN and self.config.hri.fixed_reward is not None:

@@ -20,7 +20,7 @@ from polaris_kernels import LossRows, merge_metrics
 from .config import Config
 from .engine import Engine, UpdateResult
 from .packing import PackedBatch, RowCost, pack_rows
-from .types import Row, RowKind
+from .types import Row, RowKind, UserError
 
 Sums = dict[str, torch.Tensor]
 
@@ -33,6 +33,12 @@ class Slot:
     rows: list[Row]
     ref_logps: torch.Tensor | None  # (N,)
     old_logps: torch.Tensor | None = None  # (N,) the first forward's own log-probs
+
+    def __post_init__(self) -> None:
+        # (N,) the rollout engine's; nan on human rows and where it gave none
+        self.rollout_logps = self.batch.gather_targets(
+            [row.rollout_logps for row in self.rows], missing=float("nan")
+        )
 
 
 @dataclass
@@ -98,6 +104,8 @@ class SlotTrainer:
 
     def first_pass(self, slots: Sequence[Sequence[Row]], denominator: float) -> None:
         for rows in slots:
+            if self.config.needs_rollout_logps:
+                _check_rollout_logps(rows)
             batch = pack_rows(rows, self.engine.device)
             ref_logps = self.engine.ref_logps(batch) if self.config.beta > 0 else None
             slot = Slot(batch, list(rows), ref_logps)
@@ -144,14 +152,25 @@ class SlotTrainer:
         return out.logps
 
 
+def _check_rollout_logps(rows: Sequence[Row]) -> None:
+    for row in rows:
+        if row.kind is RowKind.POLICY and row.rollout_logps is None:
+            raise UserError(
+                "is_correction and off_policy_mask_threshold need the rollout engine's log-probs, "
+                f"but row {row.row_id} came without any; set them to none and null, or use an "
+                "engine and sampling settings that give them"
+            )
+
+
 def sampling_gap(slot: Slot, logps: torch.Tensor) -> Sums:
     """|trainer's - rollout engine's log-prob| of policy tokens: the same weights made both.
 
     `sum_filter_gain` is what penalty, top-k and top-p add to the log-prob of the tokens they keep.
     """
-    nan = float("nan")
-    engine = slot.batch.gather_targets([row.rollout_logps for row in slot.rows], missing=nan)
-    filtered = slot.batch.gather_targets([row.sampler_logps for row in slot.rows], missing=nan)
+    engine = slot.rollout_logps
+    filtered = slot.batch.gather_targets(
+        [row.sampler_logps for row in slot.rows], missing=float("nan")
+    )
     sampled = ~engine.isnan()
     gap = torch.where(sampled, (logps - engine).abs(), 0.0)
     return {
@@ -173,6 +192,7 @@ def loss_rows(slot: Slot, denominator: float, *, weight: float | None = None) ->
         is_human=torch.tensor([row.kind is RowKind.HUMAN for row in slot.rows], device=device),
         old_logps=slot.old_logps,
         ref_logps=slot.ref_logps,
+        rollout_logps=slot.rollout_logps,
         denominator=denominator,
         row_weight=None if weight is None else torch.full((num_rows,), weight, device=device),
     )

@@ -42,6 +42,7 @@ from .ranks.conductor import Conductor
 from .ranks.follower import follow
 from .ranks.parts import Orders, build_parts, check_engine, choose_device
 from .report import write_report
+from .rollout_parity import check_logprobs
 from .run_folder import (
     check_same_run,
     check_unused,
@@ -164,7 +165,7 @@ class Trainer:
                 history=read_metrics(self.run_dir / METRICS_FILE),
             )
             try:
-                self._setup()
+                self._setup(stack)
                 self._loop()
                 self.status = "finished"
             except StopRequested as stop:
@@ -242,7 +243,7 @@ class Trainer:
                 num_human += 1
         return num_human
 
-    def _setup(self) -> None:
+    def _setup(self, stack: ExitStack) -> None:
         config = self.config
         torch.manual_seed(config.seed)
         if config.hri.mode != "off" and self.num_human < len(self.train_records):
@@ -259,10 +260,17 @@ class Trainer:
             reference_path=base if config.beta > 0 and config.lora.r == 0 else None,
             checkpoint=str(self.checkpoint) if self.checkpoint else None,
             total_updates=self.total_steps * config.num_iterations,
+            run_dir=str(self.run_dir),
         )
         self.conductor.send_orders(orders)
         parts = build_parts(orders, self.conductor.world)
+        if parts.rollouts is not None:
+            stack.callback(parts.rollouts.close)
         self.slots, self.rollouts = self.conductor.share(parts)
+        self._sync()
+        if config.rollout.engine == "vllm":
+            prompt_ids = self.builder.prompt_ids(self.train_records[0])
+            self.view.note(check_logprobs(self.rollouts, parts.model, prompt_ids, config))
         self.builder = PromptBuilder(self.tokenizer, config, stop_ids_of(parts.model))
         if self.checkpoint is not None:
             self.log.truncate_after(self.state.step)
@@ -335,12 +343,21 @@ class Trainer:
             step = self.state.step
             weight = hri_weight(self.config.hri, step)
             self.canaries.begin(step)
+            self._sync()
             self._finish_step(self.step.run(step, weight, self._record))
             if self.config.save_steps and self.state.step % self.config.save_steps == 0:
                 self._save()
         self._save_unsaved()
         if self.config.eval_on_end:
             self._evaluate("end")
+
+    def _sync(self) -> None:
+        """The rollout engine writes with the present weights from here on."""
+        if self.config.rollout.engine == "vllm":
+            self.view.phase("sending the weights")
+        started = time.perf_counter()
+        self.rollouts.sync(self.state.step, self._look_up)
+        self.sync_s = time.perf_counter() - started
 
     def _record(self, offset: int) -> StoryRecord:
         return self.train_records[self.order[self.state.prompt_cursor + offset]]
@@ -356,6 +373,7 @@ class Trainer:
             "epoch": self.state.prompt_cursor / len(self.train_records),
             "num_tokens": self.state.num_tokens,
             **step_metrics(result),
+            "perf/sync_s": self.sync_s,
             **self.source.take_metrics(),
             **self.canaries.take(),
         }
@@ -372,6 +390,7 @@ class Trainer:
     def _evaluate(self, name: str) -> None:
         if not self.eval_records:
             return
+        self._sync()
         result = evaluate(
             self.eval_records,
             self.config,

@@ -59,6 +59,7 @@ class Failed:
 
     reason: str
     kind: str = "failed"  # the failure class, for metrics: throttle, timeout, invalid, ...
+    final: bool = False  # nothing more will be judged in this run: money, judge or journal is gone
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,50 @@ def test_a_value_out_of_range_names_key_and_value(key: str, text: str) -> None:
     assert text.strip("'") in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"loss_options.dro_bta": "1"}, "unknown option 'dro_bta'; did you mean 'dro_beta'"),
+        ({"loss_options.is_cap": "3"}, "is_cap belongs to the key is_cap"),
+        ({"loss_options.human_ratio": "luffy"}, "belongs to the key hri.mode"),
+        ({"loss_options.dro_beta": "-1"}, "dro_beta=-1.0 is not possible"),
+        ({"loss_type": "cispo"}, "epsilon_high=0.28 .* give 1 or more"),
+        ({"is_correction": "token_mask", "is_floor": "3"}, "is_floor=3.0"),
+        (
+            {
+                "is_correction": "token_mask",
+                "rollout.engine": "vllm",
+                "temperature": "0.8",
+                "top_k": "20",
+            },
+            r"is_correction \(token_mask\) .* set temperature to 1",
+        ),
+    ],
+)
+def test_losses_that_cannot_be_are_refused_at_the_start(
+    overrides: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(None, overrides)
+
+
+def test_every_field_of_the_loss_can_be_set() -> None:
+    keys = {
+        "loss_type": "gmpo",
+        "kl_estimator": "k3+",
+        "is_correction": "geometric_mask",
+        "is_cap": "null",
+        "is_floor": "0.5",
+        "top_entropy_quantile": "0.2",
+        "off_policy_mask_threshold": "0.1",
+        "loss_options.aggregation": "token_mean",
+    }
+    spec = load_config(None, keys).loss_spec()
+    assert (spec.loss_type, spec.kl_estimator, spec.aggregation) == ("gmpo", "k3+", "token_mean")
+    assert (spec.is_correction, spec.is_cap, spec.is_floor) == ("geometric_mask", None, 0.5)
+    assert (spec.top_entropy_quantile, spec.off_policy_mask_threshold) == (0.2, 0.1)
+
+
 def test_too_few_generations_for_a_human_row_say_what_to_do() -> None:
     with pytest.raises(UserError, match=r"num_generations must be at least 4 .* hri.mode=off"):
         load_config(None, {"num_generations": "3"})

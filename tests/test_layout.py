@@ -16,7 +16,7 @@ TEXT = {".py", ".md", ".toml", ".yaml", ".sh"}
 STAGES = (
     "types", "config", "config_file", "data", "prompts", "groups", "rollout", "judge", "rewards",
     "scoring", "advantages", "packing", "model", "engine", "slots", "step", "step_metrics",
-    "evaluate", "ranks", "trainer",
+    "rollout_parity", "evaluate", "ranks", "trainer",
 )  # fmt: skip
 
 

@@ -11,7 +11,16 @@ from polaris_fast.config import Config
 from polaris_fast.config_file import load_config
 from polaris_fast.judge import JudgeJob
 from polaris_fast.scoring import JudgeDown, StepScorer
-from polaris_fast.types import Failed, Group, Outcome, Row, RowKind, Scored, StoryRecord
+from polaris_fast.types import (
+    Failed,
+    Group,
+    Outcome,
+    Row,
+    RowKind,
+    Scored,
+    StoryRecord,
+    UserError,
+)
 
 RECORD = StoryRecord(uid="r", prompt="p", target_word_count=5, story="One two three four five.")
 
@@ -132,6 +141,94 @@ def test_a_judge_that_stays_down_ends_the_step_with_a_remedy() -> None:
             judge.answer(row, Failed("connection refused", "transient"))
     with pytest.raises(JudgeDown, match=r"6 of 6 rows .*connection refused.*resume_from"):
         list(scorer.ready_groups(groups, fixed_order=False))
+
+
+@pytest.mark.parametrize("kind", ["budget", "quota", "journal"])
+def test_when_nothing_more_is_judged_one_lost_row_is_enough_to_end_the_step(kind: str) -> None:
+    groups = _groups(4)
+    judge, scorer = _submit(groups, _config(judge__max_failed_fraction="0.5"))
+    ready = scorer.ready_groups(groups, fixed_order=True)
+    for row in groups[0].rows:
+        judge.answer(row)
+    assert next(ready).index == 0
+    judge.answer(groups[1].rows[0], Failed("money is gone", kind, final=True))
+    rest = [row for group in groups[1:] for row in group.rows][1:]
+    threading.Timer(0.02, lambda: [judge.answer(row) for row in rest]).start()
+    with pytest.raises(JudgeDown, match=r"^money is gone\. .*resume_from_checkpoint"):
+        next(ready)
+    # What was under way is paid for: it is waited for, and in the journal.
+    assert all(isinstance(row.outcome, Scored) for row in rest)
+    assert len(judge.jobs) == 12
+
+
+def test_failures_of_all_rounds_of_a_step_count_together() -> None:
+    judge, config = ByHand(), _config(judge__max_rejudge_rounds="0")  # 10 % may fail
+    scorer = StepScorer(judge, config)
+    groups = _groups(8)
+    for first, failed in ((0, 1), (4, 2)):
+        part = groups[first : first + 4]
+        for group in part:
+            for row in group.rows:
+                scorer.submit(row)
+        for i, row in enumerate(row for group in part for row in group.rows):
+            judge.answer(row, Failed("503") if i < failed else None)
+        if first == 0:
+            list(scorer.ready_groups(part, fixed_order=True))
+    with pytest.raises(JudgeDown, match=r"2 of 24 rows"):
+        list(scorer.ready_groups(groups[4:], fixed_order=True))
+
+
+def test_a_users_reward_that_fails_too_often_is_named() -> None:
+    groups = _groups(2)
+    config = _config(judge__max_rejudge_rounds="0", reward__function="my_rewards:brevity")
+    judge, scorer = _submit(groups, config)
+    for group in groups:
+        for row in group.rows:
+            judge.answer(row, Failed("my_rewards:brevity returned None", "user_none"))
+    with pytest.raises(JudgeDown, match=r"^reward\.function: 6 of 6 .* Mend 'my_rewards:brevity'"):
+        list(scorer.ready_groups(groups, fixed_order=False))
+
+
+CLOSE = {"judge__resample_below_sigmas": "2", "judge__noise_std": "0.05"}
+
+
+def _answer_close(judge: ByHand, groups: list[Group]) -> None:
+    """The first group spreads by less than 2 sigma, the second by more."""
+    for group, step in zip(groups, (0.02, 0.2), strict=True):
+        for row in group.rows:
+            judge.answer(row, Scored(quality=0.4 + step * row.slot))
+
+
+def test_a_group_within_the_judges_noise_is_judged_twice_and_once_only() -> None:
+    groups = _groups(2, size=4, human=True)
+    judge, scorer = _submit(groups, _config(**CLOSE))
+    _answer_close(judge, groups)
+    ready = scorer.ready_groups(groups, fixed_order=False)
+    assert next(ready).index == 1
+    again = judge.jobs[8:]
+    assert [job.job_id for job in again] == ["0/0/0", "0/0/1", "0/0/2"]  # not the human row
+    assert {(job.samples, job.needed, job.first_sample) for job in again} == {(2, 1, 0)}
+    for row, quality in zip(groups[0].rows, (0.1, 0.11, 0.12), strict=False):
+        judge.answer(row, Scored(quality=quality))
+    assert next(ready).index == 0
+    assert [r.reward.quality for r in groups[0].rows if r.reward] == [0.1, 0.11, 0.12, 0.46]
+    assert len(judge.jobs) == 11
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, CLOSE | {"reward__function": "my_rewards:brevity"}], ids=["off", "user reward"]
+)
+def test_no_group_is_judged_twice_unless_asked_for(changes: dict[str, str]) -> None:
+    groups = _groups(2)
+    judge, scorer = _submit(groups, _config(**changes))
+    _answer_close(judge, groups)
+    assert len(list(scorer.ready_groups(groups, fixed_order=True))) == 2
+    assert len(judge.jobs) == 6
+
+
+def test_judging_twice_needs_the_judges_noise() -> None:
+    with pytest.raises(UserError, match=r"resample_below_sigmas \(2\) needs noise_std.*calibrate"):
+        _config(judge__resample_below_sigmas="2")
 
 
 def test_a_human_story_is_judged_k_times_and_a_rollout_once() -> None:

@@ -6,6 +6,7 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +25,16 @@ from polaris_fast.rollout import Completion, RolloutRequest, SamplingParams
 from polaris_fast.scoring import StepScorer
 from polaris_fast.slots import Slots, SlotTrainer
 from polaris_fast.step import GRPOStep, StepResult
-from polaris_fast.types import Failed, FinishReason, Outcome, Row, RowKind, Scored, StoryRecord
+from polaris_fast.types import (
+    Failed,
+    FinishReason,
+    Outcome,
+    Row,
+    RowKind,
+    Scored,
+    StoryRecord,
+    UserError,
+)
 
 RECORDS = [
     StoryRecord(f"r{i}", f"Write about {thing}.", 5, f"The {thing} was old. It slept.")
@@ -36,6 +46,8 @@ Score = Callable[[str], Outcome]
 
 class FixedRollouts:
     """Random completions that are the same in every test."""
+
+    serves_all_ranks = False
 
     def generate(
         self,
@@ -138,8 +150,13 @@ def run_step(
     return step.run(20, 0.4, lambda n: RECORDS[n % 3])
 
 
-def _expected(trained: dict[str, float], rows: list[Row], temperature: float) -> dict[str, Any]:
-    """d/dw of -sum_t A log p(t) / N by transformers' own forward of each row alone."""
+def _expected(
+    trained: dict[str, float], rows: list[Row], temperature: float, cap: float | None = None
+) -> dict[str, Any]:
+    """d/dw of -sum_t A log p(t) / N by transformers' own forward of each row alone.
+
+    With `cap` a sampled token's term is weighted by min(p / p of the rollout engine, cap).
+    """
     model = tiny_model("qwen3_5", vocab_size=300, seed=1)
     kept = [row for row in rows if row.row_id in trained]
     num_tokens = sum(len(row.completion_ids) for row in kept)
@@ -149,6 +166,9 @@ def _expected(trained: dict[str, float], rows: list[Row], temperature: float) ->
         first = len(row.prompt_ids) - 1
         logps = logits[first:-1].log_softmax(-1)
         chosen = logps.gather(-1, torch.tensor(row.completion_ids)[:, None])
+        if cap is not None and row.kind is RowKind.POLICY:
+            ratio = (chosen.detach() - torch.tensor(row.rollout_logps)[:, None]).exp()
+            chosen = chosen * ratio.clamp(max=cap)
         (-trained[row.row_id] * chosen.sum() / num_tokens).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -197,6 +217,39 @@ def test_gradients_are_those_of_the_rows_that_count_over_their_tokens(name: str)
     trained = _advantages(result.rows, 0.4)
     assert {row.row_id for row in result.rows if row.trained} == trained.keys()
     _assert_same(engine.grads, _expected(trained, result.rows, config.temperature), 2e-4)
+
+
+class DriftedRollouts(FixedRollouts):
+    """Log-probs of an engine that is off by its own amount on every token."""
+
+    def generate(self, requests: Any, params: Any, on_finish: Any, on_token: Any = None) -> None:
+        def finish(index: int, completion: Completion) -> None:
+            rng = random.Random(index)
+            logps = [-rng.uniform(4, 8) for _ in completion.completion_ids]
+            on_finish(index, replace(completion, rollout_logps=logps))
+
+        super().generate(requests, params, finish, on_token)
+
+
+def test_tokens_are_corrected_for_what_the_rollout_engine_gave_them() -> None:
+    config = step_config(is_correction="token_truncate", is_cap="1.5", loss_type="reinforce")
+    engine = make_engine(config)
+    result = run_step(_good, config, SlotTrainer(engine, config), rollouts=DriftedRollouts())
+    trained = _advantages(result.rows, 0.4)
+    expected = _expected(trained, result.rows, config.temperature, cap=1.5)
+    _assert_same(engine.grads, expected, 2e-4)
+
+
+def test_a_correction_without_the_engines_log_probs_stops() -> None:
+    class Silent(FixedRollouts):
+        def generate(self, requests: Any, params: Any, on_finish: Any, on_token: Any = None) -> Any:
+            drop = lambda i, c: on_finish(i, replace(c, rollout_logps=None, sampler_logps=None))
+            super().generate(requests, params, drop, on_token)
+
+    config = step_config(is_correction="sequence_mask")
+    slots = SlotTrainer(make_engine(config), config)
+    with pytest.raises(UserError, match="but row 20/0/0 came without any; set them to none"):
+        run_step(_good, config, slots, rollouts=Silent())
 
 
 @pytest.mark.parametrize("name", ["all scored", "a group has too few scored rows"])

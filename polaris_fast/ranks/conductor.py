@@ -57,6 +57,7 @@ class Conductor:
             UserError: a follower could not build its parts, in its words.
             RankLost: a follower is gone.
         """
+        assert parts.rollouts is not None
         if self._channel is None:
             return parts.slots, parts.rollouts
         assert self._inbox is not None
@@ -66,7 +67,7 @@ class Conductor:
             if fault is not None:
                 raise UserError(f"rank {rank}: {fault}")
         self._inbox.accept()
-        return (
-            SharedSlots(parts.slots, self._channel),
-            SharedRollouts(parts.rollouts, self._channel, self._inbox),
-        )
+        rollouts = parts.rollouts
+        if not rollouts.serves_all_ranks:
+            rollouts = SharedRollouts(rollouts, self._channel, self._inbox)
+        return SharedSlots(parts.slots, self._channel), rollouts

@@ -56,6 +56,7 @@ def _obey(channel: Channel, parts: Parts, outbox: Outbox) -> bool:
     if name == "end":
         return False
     if name == "generate":
+        assert parts.rollouts is not None
         write_share(parts.rollouts, outbox, *arguments)
     elif name == "first_pass":
         first_pass(slots, *arguments)

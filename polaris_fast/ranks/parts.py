@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..config import Config
 from ..engine import Engine, ReplicatedEngine, SingleEngine
 from ..model.load import load_causal_lm, quiet_transformers
-from ..model.lora import Adapters, import_peft
+from ..model.lora import Adapters, import_peft, whole_state
 from ..model.parity import check_packing
 from ..rollout import RolloutEngine
 from ..rollout.hf import HFEngine
 from ..slots import SlotTrainer
 from ..types import UserError
 from .world import World
+
+if TYPE_CHECKING:
+    from ..rollout.vllm.fleet import Fleet
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -32,6 +35,7 @@ class Orders:
     reference_path: str | None  # for the KL term
     checkpoint: str | None  # of the run that is resumed: engine state
     total_updates: int  # length of the learning-rate schedule
+    run_dir: str = "."  # for the logs of what is launched
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Parts:
     model: Any
     engine: Engine
     slots: SlotTrainer
-    rollouts: RolloutEngine
+    rollouts: RolloutEngine | None  # None on a follower where servers write for all ranks
 
 
 def build_parts(orders: Orders, world: World) -> Parts:
@@ -50,6 +54,31 @@ def build_parts(orders: Orders, world: World) -> Parts:
     Raises:
         UserError: the model cannot be loaded. PackingLeak: its packed rows see each other.
     """
+    if orders.config.rollout.engine == "hf":
+        return _load_parts(orders, world, None)
+    # Servers start while the model loads; only the conductor speaks with them.
+    fleet = _start_servers(orders, world) if world.is_conductor else None
+    try:
+        return _load_parts(orders, world, fleet)
+    except BaseException:
+        if fleet is not None:
+            fleet.close()
+        raise
+
+
+def _start_servers(orders: Orders, world: World) -> Fleet:
+    from ..rollout.vllm.fleet import Fleet
+
+    config = orders.config
+    return Fleet(
+        config,
+        orders.model_path,
+        log_dir=Path(orders.run_dir),
+        backend=config.rollout.vllm.transfer_on(choose_device(config, world).type),
+    )
+
+
+def _load_parts(orders: Orders, world: World, fleet: Fleet | None) -> Parts:
     quiet_transformers()
     config = orders.config
     device = choose_device(config, world)
@@ -74,8 +103,26 @@ def build_parts(orders: Orders, world: World) -> Parts:
     )
     if orders.checkpoint is not None:
         engine.load(Path(orders.checkpoint))
-    rollouts = HFEngine(model, config.rollout.max_batch_size, engine.whole_weights)
+    rollouts = _rollouts(config, engine, adapters, fleet)
     return Parts(model, engine, SlotTrainer(engine, config), rollouts)
+
+
+def _rollouts(
+    config: Config, engine: Engine, adapters: Adapters | None, fleet: Fleet | None
+) -> RolloutEngine | None:
+    if config.rollout.engine == "hf":
+        return HFEngine(engine.model, config.rollout.max_batch_size, engine.whole_weights)
+    if fleet is None:
+        return None
+    from ..rollout.vllm.engine import open_vllm
+
+    model = engine.model
+
+    def weights() -> Mapping[str, torch.Tensor]:
+        state = whole_state(model)
+        return state if adapters is None else adapters.merged(state)
+
+    return open_vllm(config, fleet, weights, model.device)
 
 
 def _engine_kind(config: Config, world: World) -> Callable[..., Engine]:

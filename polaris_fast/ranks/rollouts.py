@@ -15,8 +15,16 @@ _POLL_S = 0.1
 class SharedRollouts:
     """The conductor's `RolloutEngine`: its own rank writes a share, the followers the others."""
 
+    serves_all_ranks = True
+
     def __init__(self, local: RolloutEngine, channel: Channel, inbox: Inbox) -> None:
         self.local, self.channel, self.inbox = local, channel, inbox
+
+    def sync(self, version: int, check_stop: Callable[[], None]) -> None:
+        """Every rank writes with its own weights, which are equal."""
+
+    def close(self) -> None:
+        self.local.close()
 
     def generate(
         self,

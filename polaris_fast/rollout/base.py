@@ -48,13 +48,29 @@ class Completion:
     """One drawn completion; the stop token, when there is one, is its last token."""
 
     completion_ids: list[int]
-    rollout_logps: list[float]  # full vocabulary, at the sampling temperature
-    sampler_logps: list[float]  # after penalty, top-k and top-p
+    # full vocabulary, at the sampling temperature; None where the engine cannot tell
+    rollout_logps: list[float] | None
+    sampler_logps: list[float] | None  # after penalty, top-k and top-p; None as above
     finish_reason: FinishReason
 
 
 class RolloutEngine(Protocol):
     """Draws completions with the current weights; rows stream out as they finish."""
+
+    serves_all_ranks: bool  # False: each rank has its own, and writes a share of the rows
+
+    def sync(self, version: int, check_stop: Callable[[], None]) -> None:
+        """Take over the trainer's present weights; called before the first rollouts, too.
+
+        Args:
+            version: optimizer steps that made them.
+            check_stop: called while this waits; may raise to give up.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds; the last call."""
+        ...
 
     def generate(
         self,

@@ -25,6 +25,8 @@ _COMPACT_SHARE = 0.125
 class HFEngine:
     """Rollouts by a decode loop over a `transformers` causal LM."""
 
+    serves_all_ranks = False
+
     def __init__(
         self,
         model: Any,
@@ -37,6 +39,12 @@ class HFEngine:
         """
         self.model, self.max_batch_size = model, max_batch_size
         self.whole_weights = whole_weights
+
+    def sync(self, version: int, check_stop: Callable[[], None]) -> None:
+        """The weights are the trainer's own."""
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     @torch.no_grad()
     def generate(

@@ -1,0 +1,1 @@
+"""Rollouts on vLLM servers over HTTP, and their weights kept equal to the trainer's."""

@@ -1,0 +1,146 @@
+"""The servers of a run, launched or given, and the event loop that speaks with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+
+from ...config import Config
+from ...loop_thread import LoopThread
+from .client import VLLMClient, first_error
+from .errors import ServerError, Unreachable
+from .launcher import LaunchedServer
+
+_POLL_S = 0.2  # between looks at a server that starts
+GRACE_S = 2.0  # from a broken connection to the end of its process
+
+
+class Fleet:
+    """Servers and their clients. Launched servers start at once; `wait_ready` awaits them."""
+
+    def __init__(self, config: Config, model_path: str, *, log_dir: Path, backend: str) -> None:
+        """
+        Args:
+            model_path: what launched servers load first.
+            log_dir: where `vllm-N.log` of launched servers go.
+            backend: weight transfer of launched servers.
+
+        Raises:
+            ServerError: vLLM is not installed.
+        """
+        self.settings = config.rollout.vllm
+        self.launched: list[LaunchedServer] = []
+        self.clients: list[VLLMClient] = []
+        self.processed_logprobs = False  # known after `wait_ready`
+        with ExitStack() as undo:
+            for number in range(self.settings.num_servers if self.settings.launch else 0):
+                server = LaunchedServer(
+                    config,
+                    model_path,
+                    log_path=log_dir / f"vllm-{number}.log",
+                    backend=backend,
+                    gpus=self.settings.gpus_of(number),
+                )
+                undo.callback(server.stop)
+                self.launched.append(server)
+            self._loop = LoopThread("vllm")
+            self._loop.start()
+            undo.callback(self._loop.stop)
+            self._session = self._loop.call(_open_session())
+            self._stack = undo.pop_all()
+        urls = [s.base_url for s in self.launched] or self.settings.base_urls
+        self.clients = [VLLMClient(url.rstrip("/"), self._session) for url in urls]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connections and the launched servers; servers that were given run on."""
+        if self._loop.running:
+            self._loop.call(self._session.close())
+        for server in self.launched:
+            server.ask_to_end()  # all at once; the stack waits for each
+        self._stack.close()
+
+    def wait_ready(self, check_stop: Callable[[], None]) -> None:
+        """Return when every server answers; `check_stop` is called meanwhile and may raise.
+
+        Raises:
+            ServerError: a launched server ended, one did not answer in `start_timeout_s`, or the
+                servers report different kinds of log-probs.
+        """
+        deadline = time.monotonic() + self.settings.start_timeout_s
+        waiting = list(self.clients)
+        while waiting:
+            check_stop()
+            self.check_alive()
+            waiting = [c for c in waiting if not self.call(c.is_healthy())]
+            if waiting and time.monotonic() > deadline:
+                raise ServerError(
+                    f"rollout.vllm: {waiting[0].base_url} did not answer within "
+                    f"{self.settings.start_timeout_s:g} s; {self.where_to_look()}, or raise "
+                    "rollout.vllm.start_timeout_s"
+                )
+            time.sleep(_POLL_S if waiting else 0)
+        modes = self.on_all(
+            [c.processes_logprobs(self.settings.sync_timeout_s) for c in self.clients]
+        )
+        if len(set(modes)) > 1:
+            raise ServerError(
+                "rollout.vllm.base_urls: the servers differ in --logprobs-mode; start all with one"
+            )
+        self.processed_logprobs = modes[0]
+
+    def check_alive(self, grace_s: float = 0.0) -> None:
+        """Raises ServerError when a launched server has ended, or does so within `grace_s`."""
+        for server in self.launched:
+            server.check_alive(grace_s)
+
+    def call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine on the servers' loop and wait for it."""
+        return self._loop.call(coroutine)
+
+    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Start a coroutine on the servers' loop; its `concurrent.futures.Future`."""
+        return self._loop.submit(coroutine)
+
+    def on_all(self, coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+        """Run coroutines side by side; what is unreachable becomes a ServerError."""
+        try:
+            results: list[Any] = self.call(first_error(*coroutines))
+        except Unreachable as error:
+            self.check_alive(GRACE_S)  # says more
+            raise ServerError(f"rollout.vllm: {error}; {self.where_to_look()}") from error
+        return results
+
+    def post(
+        self, path: str, timeout_s: float, bodies: Sequence[dict[str, Any] | None] | None = None
+    ) -> list[Any]:
+        """The same request to every server at once, with a body each."""
+        each = bodies if bodies is not None else [None] * len(self.clients)
+        return self.on_all(
+            [
+                client.request("POST", path, timeout_s, body)
+                for client, body in zip(self.clients, each, strict=True)
+            ]
+        )
+
+    def where_to_look(self) -> str:
+        """Where a person finds out more about a server that fails."""
+        if self.launched:
+            return f"see {', '.join(str(s.log_path) for s in self.launched)}"
+        return f"see the logs of {', '.join(c.base_url for c in self.clients)}"
+
+
+async def _open_session() -> aiohttp.ClientSession:
+    # Every row is a request of its own, open until its last token: no limit on connections.
+    connector = aiohttp.TCPConnector(limit=0)
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))

@@ -1,0 +1,163 @@
+"""Starts one vLLM server as a child process and stops it; touches no other process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from ...config import Config
+from ..base import SamplingParams
+from .errors import ServerError
+from .logprobs import best_mode
+
+_STOP_S = 15.0  # from the request to end until the process group is killed
+_TAIL_LINES = 4
+_ERROR = re.compile(r"\b\w*(Error|Exception|error): ")  # the last line of a traceback
+
+
+class LaunchedServer:
+    """A server on loopback, its output in `log_path`. Runs from construction to `stop`."""
+
+    def __init__(
+        self, config: Config, model_path: str, *, log_path: Path, backend: str, gpus: list[int]
+    ) -> None:
+        """
+        Args:
+            model_path: folder or hub id whose architecture and first weights it takes.
+            log_path: file for its output, made anew.
+            backend: weight transfer: gloo, nccl or ipc.
+            gpus: devices it may see; empty: all, or a CPU build.
+
+        Raises:
+            ServerError: vLLM is not installed.
+        """
+        require_vllm()
+        port = _free_port()
+        self.base_url = f"http://127.0.0.1:{port}"
+        self.log_path = log_path
+        command = [
+            *(sys.executable, "-P", "-m", "polaris_fast.rollout.vllm.serve", str(os.getpid())),
+            *server_arguments(config, model_path, port, backend),
+        ]
+        with log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | server_environment(config, backend, gpus),
+                start_new_session=True,  # Ctrl-C is the trainer's to answer
+            )
+
+    def check_alive(self, grace_s: float = 0.0) -> None:
+        """Raises ServerError, with the end of its log, when the process has ended.
+
+        Args:
+            grace_s: how long a process that is about to end may take.
+        """
+        try:
+            status = self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            return
+        cause = f"by signal {-status}" if status < 0 else f"with status {status}"
+        words = "\n  ".join(last_words(self.log_path.read_text(errors="replace")))
+        raise ServerError(
+            f"rollout.vllm: the launched server {self.base_url} ended {cause}; its log "
+            f"{self.log_path} says\n  {words}"
+        )
+
+    def ask_to_end(self) -> None:
+        """Tell it to end, without waiting."""
+        self._process.terminate()
+
+    def stop(self) -> None:
+        """End it and its workers; may be called twice."""
+        self.ask_to_end()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STOP_S)
+        # The session is the server's own: whoever is left in it is one of its workers.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def last_words(log: str) -> list[str]:
+    """The lines of a server's log that say why it ended: its last errors, else its last lines."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if _ERROR.search(line) and " WARNING " not in line]
+    return (list(dict.fromkeys(errors)) or lines)[-_TAIL_LINES:]
+
+
+def require_vllm() -> None:
+    """Raises ServerError when vLLM cannot be imported; looks without importing it."""
+    from importlib.util import find_spec
+
+    if find_spec("vllm") is None:
+        raise ServerError(
+            "rollout.vllm.launch: vLLM is not installed; pip install 'polaris-fast[train,vllm]' "
+            "(for tests without a GPU: make test-vllm), or set rollout.engine to hf"
+        )
+
+
+def server_arguments(config: Config, model_path: str, port: int, backend: str) -> list[str]:
+    """What vLLM is told; `rollout.vllm.extra_args` come last, so they win."""
+    assert config.max_completion_length is not None
+    vllm = config.rollout.vllm
+    sampling = SamplingParams.from_config(config, frozenset())
+    arguments = {
+        "--model": model_path,
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--dtype": config.dtype,
+        "--max-model-len": str(config.max_prompt_length + config.max_completion_length),
+        "--max-num-seqs": str(config.rollout.max_batch_size),
+        "--tensor-parallel-size": str(vllm.tensor_parallel_size),
+        "--logprobs-mode": best_mode(sampling),
+        "--weight-transfer-config": json.dumps({"backend": backend}),
+        "--generation-config": "vllm",  # no sampling defaults from the model's folder
+    }
+    if vllm.gpu_memory_utilization is not None:
+        arguments["--gpu-memory-utilization"] = str(vllm.gpu_memory_utilization)
+    flags = [
+        "--skip-tokenizer-init",
+        "--enable-scale-out",  # the routes for token ids
+        "--disable-uvicorn-access-log",
+    ]
+    if backend == "gloo":
+        flags += ["--enforce-eager"]
+        if vllm.tensor_parallel_size == 1:
+            flags += ["--distributed-executor-backend", "uni"]  # no process for a worker alone
+    return [word for pair in arguments.items() for word in pair] + flags + list(vllm.extra_args)
+
+
+def server_environment(config: Config, backend: str, gpus: list[int]) -> dict[str, str]:
+    """Variables of the server's process besides the trainer's own."""
+    variables = {
+        "VLLM_SERVER_DEV_MODE": "1",  # the routes for trainers
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    if gpus:
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    if backend == "ipc":
+        variables["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # handles travel pickled
+    if backend == "gloo":
+        variables |= {
+            "TORCHDYNAMO_DISABLE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_CPU_KVCACHE_SPACE": str(config.rollout.vllm.cpu_kv_cache_gib),
+        }
+    return variables
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,69 @@
+"""Which server writes which rows.
+
+Rows of one prompt go to one server, whose prefix cache then holds the prompt once; among servers
+with room the one with the fewest rows in flight is taken. A server that is lost gets no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Generic, TypeVar
+
+from ..base import RolloutRequest
+
+Server = TypeVar("Server", bound=Hashable)
+
+
+class Router(Generic[Server]):
+    """Places rows on servers; used on one event loop."""
+
+    def __init__(self, servers: Iterable[Server], capacity: int) -> None:
+        """
+        Args:
+            capacity: rows that a server writes at once; beyond it no new prompt is placed there.
+        """
+        self.in_flight = {server: 0 for server in servers}
+        self.capacity = capacity
+        self._changed = asyncio.Condition()
+
+    async def place(self, num_rows: int) -> Server | None:
+        """A server for `num_rows` rows, now counted as in flight; waits until one has room.
+
+        None when all servers are lost.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self.in_flight or self._free() is not None)
+            server = self._free()
+            if server is not None:
+                self.in_flight[server] += num_rows
+            return server
+
+    async def release(self, server: Server) -> None:
+        """One row of the server has ended."""
+        async with self._changed:
+            if server in self.in_flight:
+                self.in_flight[server] -= 1
+            self._changed.notify_all()
+
+    async def lose(self, server: Server) -> None:
+        """Place nothing more on this server."""
+        async with self._changed:
+            self.in_flight.pop(server, None)
+            self._changed.notify_all()
+
+    def _free(self) -> Server | None:
+        least = min(self.in_flight, key=self.in_flight.__getitem__, default=None)
+        return least if least is not None and self.in_flight[least] < self.capacity else None
+
+
+def by_prompt(requests: Sequence[RolloutRequest], capacity: int) -> list[list[int]]:
+    """Indices of the requests of each prompt, in pieces of at most `capacity`."""
+    prompts: dict[tuple[int, ...], list[int]] = {}
+    for index, request in enumerate(requests):
+        prompts.setdefault(request.prompt_ids, []).append(index)
+    return [
+        rows[start : start + capacity]
+        for rows in prompts.values()
+        for start in range(0, len(rows), capacity)
+    ]

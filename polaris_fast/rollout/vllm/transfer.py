@@ -1,0 +1,138 @@
+"""The trainer's end of a weight transfer: `gloo` is ours, `nccl` and `ipc` are vLLM's engines."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import torch
+
+from .control import Control
+from .fleet import Fleet
+from .gloo_group import broadcast, join_group
+from .side_by_side import both
+
+Weights = Callable[[], Mapping[str, torch.Tensor]]
+
+
+class Transfer(Protocol):
+    """Moves the weights once the servers are paused."""
+
+    def connect(self) -> None:
+        """Meet the servers' workers; called once, before the first `send`."""
+        ...
+
+    def send(self) -> None:
+        """Start, update and finish."""
+        ...
+
+
+class GlooTransfer:
+    """One broadcast a parameter from CPU to CPUs; `gloo_worker` receives."""
+
+    def __init__(self, control: Control, weights: Weights, timeout_s: float) -> None:
+        self.control, self.weights, self.timeout_s = control, weights, timeout_s
+        self._group: Any = None
+
+    def connect(self) -> None:
+        fleet = self.control.fleet
+        host, port, size = _own_address(fleet), _free_port(), 1 + sum(self.control.sizes)
+        info = {
+            "master_address": host,
+            "master_port": port,
+            "rank_offset": 1,
+            "world_size": size,
+            "timeout_s": self.timeout_s,
+        }
+
+        def join() -> None:
+            self._group = join_group(host, port, 0, size, self.timeout_s)
+
+        both(lambda: self.control.init_weight_transfer_engine(info), join, fleet)
+
+    @torch.no_grad()
+    def send(self) -> None:
+        weights = each_once(self.weights())
+        self.control.start_weight_update()
+        update = {
+            "names": [name for name, _ in weights],
+            "dtype_names": [str(w.dtype).removeprefix("torch.") for _, w in weights],
+            "shapes": [list(w.shape) for _, w in weights],
+        }
+
+        def send_all() -> None:
+            for _, weight in weights:
+                broadcast(self._group, weight.cpu().contiguous())
+
+        both(lambda: self.control.update_weights(update), send_all, self.control.fleet)
+        self.control.finish_weight_update()
+
+
+class CudaTransfer:
+    """vLLM's own trainer-side engines: `nccl` to other GPUs, `ipc` within one GPU."""
+
+    def __init__(self, kind: str, control: Control, weights: Weights, device: torch.device) -> None:
+        self.kind, self.control, self.weights, self.device = kind, control, weights, device
+        self._engine: Any = None
+
+    def connect(self) -> None:
+        from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+        weights = self.weights
+        declared = [ParamMeta(n, w.dtype, tuple(w.shape)) for n, w in each_once(weights())]
+
+        class Source(WeightSource):
+            def metadata(self) -> list[Any]:
+                return declared
+
+            def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+                return iter(each_once(weights()))
+
+        with torch.cuda.device(self.device):
+            self._engine = WeightTransferTrainerFactory.trainer_init(
+                self._init_info(), client=self.control, source=Source()
+            )
+
+    @torch.no_grad()
+    def send(self) -> None:
+        with torch.cuda.device(self.device):
+            self._engine.send_weights()
+
+    def _init_info(self) -> Any:
+        if self.kind == "ipc":
+            from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+            return IPCTrainerInitInfo(rank=0, packed=True)
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        return NCCLTrainerInitInfo(
+            master_address=_own_address(self.control.fleet),
+            master_port=_free_port(),
+            world_size=1 + sum(self.control.sizes),
+            rank=0,
+        )
+
+
+def each_once(state: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    """(name, tensor) without the second name of tied weights, as checkpoints have them."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    for name, weight in state.items():
+        first.setdefault((weight.data_ptr(), weight.shape), name)
+    return [(name, state[name].detach()) for name in first.values()]
+
+
+def _own_address(fleet: Fleet) -> str:
+    """This machine's address as the first server sees it."""
+    parts = urlsplit(fleet.clients[0].base_url)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((parts.hostname or "127.0.0.1", parts.port or 80))  # sends nothing
+        return str(probe.getsockname()[0])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,72 @@
+"""Sending weights without a server: the gloo group, and calls whose other side never answers."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from polaris_fast.rollout.vllm.errors import ServerError
+from polaris_fast.rollout.vllm.gloo_group import broadcast, join_group
+from polaris_fast.rollout.vllm.side_by_side import both, within
+
+QUIET: Any = SimpleNamespace(check_alive=lambda grace_s: None, where_to_look=lambda: "see the log")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_worker_receives_the_trainers_tensors(dtype: torch.dtype) -> None:
+    port, sent = free_port(), [torch.randn(3, 5).to(dtype), torch.randn(7).to(dtype)]
+
+    def trainer() -> None:
+        group = join_group("127.0.0.1", port, 0, 3, 20)
+        for tensor in sent:
+            broadcast(group, tensor)
+
+    def worker(rank: int) -> list[torch.Tensor]:
+        group = join_group("127.0.0.1", port, rank, 3, 20)
+        received = [torch.empty_like(tensor) for tensor in sent]
+        for tensor in received:
+            broadcast(group, tensor)
+        return received
+
+    with ThreadPoolExecutor(3) as pool:
+        done = pool.submit(trainer)
+        workers = [pool.submit(worker, rank) for rank in (1, 2)]
+        for received in workers:
+            for got, expected in zip(received.result(), sent, strict=True):
+                assert torch.equal(got, expected)
+        done.result()
+
+
+def test_a_worker_that_never_comes_is_an_error() -> None:
+    with pytest.raises(ServerError, match=r"the weights could not be sent \(.+\); see the log"):
+        within(30, lambda: join_group("127.0.0.1", free_port(), 0, 2, 0.2), QUIET)
+
+
+def test_a_call_that_hangs_ends_at_its_limit() -> None:
+    hanging = threading.Event()
+    with pytest.raises(ServerError, match=r"not sent within 0\.05 s; see the log.*sync_timeout_s"):
+        within(0.05, hanging.wait, QUIET)
+    hanging.set()
+
+
+def test_one_sides_error_does_not_wait_for_the_other() -> None:
+    hanging = threading.Event()
+
+    def refuse() -> None:
+        raise ServerError("as scripted")
+
+    with pytest.raises(ServerError, match="as scripted"):
+        both(refuse, lambda: hanging.wait() and None, QUIET)
+    hanging.set()

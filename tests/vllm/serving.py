@@ -1,0 +1,94 @@
+"""A tiny model, a launched server that holds it, and what the trainer says of the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polaris_fast.config import Config
+from polaris_fast.model.load import prepare_model
+from polaris_fast.model.lora import whole_state
+from polaris_fast.model.tiny import tiny_model
+from polaris_fast.rollout import Completion, RolloutRequest, SamplingParams
+from polaris_fast.rollout.vllm.engine import VLLMEngine, open_vllm
+from polaris_fast.rollout.vllm.fleet import Fleet
+
+VOCAB = 512
+
+
+def vllm_config(**vllm: Any) -> Config:
+    """fp32, prompts of up to 448 tokens, stories of up to 512."""
+    return Config.model_validate(
+        {
+            "dtype": "float32",
+            "device": "cpu",
+            "max_prompt_length": 448,
+            "max_completion_length": 512,
+            "rollout": {"engine": "vllm", "max_batch_size": 32, "vllm": vllm},
+        }
+    )
+
+
+@dataclass
+class Serving:
+    """A running server and the trainer's model."""
+
+    model: Any
+    engine: VLLMEngine
+    log_dir: Path
+    version: int = 0
+
+    def sync(self) -> None:
+        """Send the model's present weights as a new version."""
+        self.version += 1
+        self.engine.sync(self.version, lambda: None)
+
+    def write(
+        self, prompts: list[list[int]], params: SamplingParams, *, seed: int = 0
+    ) -> list[Completion]:
+        """One completion a prompt, in order."""
+        done: dict[int, Completion] = {}
+        requests = [RolloutRequest(tuple(p), seed + n) for n, p in enumerate(prompts)]
+        self.engine.generate(requests, params, done.__setitem__)
+        return [done[n] for n in range(len(prompts))]
+
+    @torch.no_grad()
+    def logps(self, prompt: list[int], completion: list[int], temperature: float = 1.0) -> Any:
+        """(tokens,) the trainer's own log-probs of a completion, by a plain forward."""
+        logits = self.model(torch.tensor([prompt + completion])).logits[0].float() / temperature
+        table = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+        return table.gather(-1, torch.tensor(completion)[:, None])[:, 0]
+
+    @torch.no_grad()
+    def disturb(self, seed: int, scale: float = 0.05) -> None:
+        """Move every weight, as an update would."""
+        generator = torch.Generator().manual_seed(seed)
+        for weight in self.model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * scale)
+
+
+def save_tiny(folder: Path) -> Any:
+    """A tiny Qwen3 whose predictions are far from uniform, saved for a server."""
+    model = tiny_model("qwen3", vocab_size=VOCAB, initializer_range=0.1)
+    model.save_pretrained(folder)
+    return model
+
+
+@contextmanager
+def serve(folder: Path, **vllm: Any) -> Iterator[Serving]:
+    """Launch servers for a tiny model in `folder`; they hold version 1 when this enters."""
+    model = prepare_model(save_tiny(folder / "model"))
+    config = vllm_config(**vllm)
+    fleet = Fleet(config, str(folder / "model"), log_dir=folder, backend="gloo")
+    engine = open_vllm(config, fleet, lambda: whole_state(model), model.device)
+    try:
+        serving = Serving(model, engine, folder)
+        serving.sync()
+        yield serving
+    finally:
+        engine.close()
