@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 
-from ..types import UserError
 from .attention import judge_caption, notices
 from .folder import RunFolder, read_run
 from .stories import pick_steps
+from .template import fill_template, write_page
 from .verdict import judge_run
 
 REPORT_FILE = "report.html"
-HERE = Path(__file__).parent
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -31,36 +26,18 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     path = run.path / REPORT_FILE
-    page = render(run)
-    fresh = path.with_name(f".{path.name}.tmp")
-    try:
-        # A sampled text may hold half of a surrogate pair, which UTF-8 cannot say.
-        fresh.write_bytes(page.encode("utf-8", errors="replace"))
-        os.replace(fresh, path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); the run itself is safe: make room or "
-            "permit writing, then `python -m polaris_fast.report` and the run folder"
-        ) from error
+    write_page(render(run), path)
     return path
 
 
 def render(run: RunFolder) -> str:
     """The page as text."""
     from . import charts  # here, because matplotlib takes half a second to import
+    from .drawing import number
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(_filters(charts.number))
-    page = environment.get_template("page.html.j2").render(
+    return fill_template(
+        "page.html.j2",
         run=run,
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         facts=_facts(run),
         verdict=judge_run(run),
         caption=judge_caption(run),
@@ -69,25 +46,10 @@ def render(run: RunFolder) -> str:
         lengths=charts.draw_lengths(run),
         warm_start=charts.draw_warm_start(run),
         story_steps=pick_steps(run),
-        judge=_judge_table(run, charts.number),
-        dimensions=_table(run, "judge/dim/", charts.number),
-        everything=_table(run, "", charts.number),
+        judge=_judge_table(run, number),
+        dimensions=_table(run, "judge/dim/", number),
+        everything=_table(run, "", number),
     )
-    return page.lstrip()  # the macros' own lines come before the doctype
-
-
-def _filters(number: Callable[..., str]) -> dict[str, Callable[..., Any]]:
-    return {
-        "number": lambda value: number(float(value)),
-        "signed": lambda value: _minus(f"{value:+.2f}"),
-        "two": lambda value: _minus(f"{value:.2f}"),
-        "svg": Markup,
-    }
-
-
-def _minus(text: str) -> str:
-    """A typographic minus, and none before a zero."""
-    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 def _facts(run: RunFolder) -> list[str]:

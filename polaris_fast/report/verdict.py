@@ -127,7 +127,7 @@ def _held_out(run: RunFolder, measure: Measure) -> Ends | None:
     before, after = (_eval_mean(e.get("metrics") or {}, measure) for e in evals)
     if before is None or after is None:
         return None
-    values = [_story_values(e.get("stories") or [], measure) for e in evals]
+    values = [story_values(e.get("stories") or [], measure) for e in evals]
     return Ends(before, after, _noise(*values))
 
 
@@ -136,7 +136,8 @@ def _eval_mean(metrics: dict[str, Any], measure: Measure) -> float | None:
     return next((float(mean) for mean in found if isinstance(mean, int | float)), None)
 
 
-def _story_values(rows: list[dict[str, Any]], measure: Measure) -> np.ndarray:
+def story_values(rows: list[dict[str, Any]], measure: Measure) -> np.ndarray:
+    """(n,) the measure of each story of an evaluation that has it."""
     rows = policy_rows(rows)
     if measure.key == "length/abs_log_ratio":
         return np.array([abs(ratio) for row in rows if (ratio := log_ratio(row)) is not None])
