@@ -4,12 +4,16 @@
 
 Faults: 10,000 calls of which 30 % meet a fault at their first attempt; nothing is lost, every score
 is the script's truth, extra calls and wall time are near what the faults force.
-Throughput: an endpoint that answers at once; judgements a second, overhead a call, memory.
+Throughput: an endpoint that answers at once; judgements a second, the CPU of both sides, what the
+pool adds to a bare request, memory.
 """
 
 from __future__ import annotations
 
+import asyncio
+import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -26,14 +30,18 @@ from benchmarks.scripted_endpoint import (
     ScriptedProcess,
     ideal_seconds,
 )
+from polaris_fast.collector import setup_spared
 from polaris_fast.config import JudgeConfig
 from polaris_fast.judge import Backoff, JudgeJob, JudgePool
-from polaris_fast.types import Outcome, Rejected, Scored
+from polaris_fast.judge.client import JudgeClient
+from polaris_fast.judge.request import build_messages
+from polaris_fast.types import Failed, Outcome, Rejected, Scored
 
 FAULT_CALLS, CONCURRENCY, TIMEOUT_S = 10_000, 64, 4.0
 MIN_SCORED, MAX_EXTRA, MAX_OVER_IDEAL = 0.995, 1.15, 1.3
 MIN_RATE_PER_S = 500.0
-RATE_CALLS, MEMORY_CALLS, MAX_GROWTH_MIB = 5_000, 50_000, 16.0
+RATE_CALLS, ALONE_CALLS = 5_000, 500
+MEMORY_CALLS, MAX_GROWTH_MIB = 50_000, 16.0
 WORDS = ("the bell rang over the harbour and nobody came to count the boats again " * 30).strip()
 
 
@@ -43,6 +51,13 @@ def table() -> Iterator[Table]:
     found = Table("judge", "Judge pool against scripted endpoints", ("what", "value", "bound"))
     yield found
     found.finish()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collector() -> Iterator[None]:
+    """As a run has it."""
+    with setup_spared():
+        yield
 
 
 def story(number: int) -> str:
@@ -83,11 +98,12 @@ def test_faulty_first_attempts(benchmark: Any, table: Table, tmp_path: Path) -> 
     scored = {i: o for i, o in enumerate(outcomes) if isinstance(o, Scored)}
     wrong = [i for i, o in scored.items() if abs(o.quality - script.truth(story(i)).quality) > 1e-9]
     rejected = sum(isinstance(o, Rejected) for o in outcomes)
-    failed = len(outcomes) - len(scored) - rejected
+    failed = Counter(o.kind for o in outcomes if isinstance(o, Failed))
     forced, extra = sum(map(len, chains)) - FAULT_CALLS, ledger.calls - FAULT_CALLS
     for row in (
         ("stories scored", f"{len(scored):,} of {FAULT_CALLS:,}", f">= {MIN_SCORED:.1%}"),
-        ("failed, rejected", f"{failed}, {rejected}", ""),
+        ("failed", ", ".join(f"{k} {v}" for k, v in sorted(failed.items())) or 0, ""),
+        ("rejected", rejected, ""),
         ("scores that are not the script's truth", len(wrong), "0"),
         ("extra calls / calls that the faults force", f"{extra / forced:.3f}", f"<= {MAX_EXTRA}"),
         ("faults", ", ".join(f"{k} {v}" for k, v in sorted(ledger.faults.items())), ""),
@@ -98,7 +114,7 @@ def test_faulty_first_attempts(benchmark: Any, table: Table, tmp_path: Path) -> 
         ("seconds / ideal", f"{wall / ideal:.3f}", f"<= {MAX_OVER_IDEAL}"),
     ):
         table.add(*row)
-    assert len(scored) + failed + rejected == FAULT_CALLS == metrics["judge/submitted"]
+    assert len(scored) + failed.total() + rejected == FAULT_CALLS == metrics["judge/submitted"]
     assert len(scored) >= MIN_SCORED * FAULT_CALLS
     assert not wrong
     assert extra <= MAX_EXTRA * forced
@@ -112,14 +128,44 @@ def test_throughput(benchmark: Any, table: Table, tmp_path: Path, journal: str) 
     with ScriptedProcess(Script(quirks=0.0)) as server, _instant_pool(server, path) as pool:
         judge_stories(pool, range(500))  # connections, caches
         numbers = range(1_000, 1_000 + RATE_CALLS)
-        cpu, begin = time.process_time(), time.perf_counter()
+        others, cpu, begin = server.cpu_s(), time.process_time(), time.perf_counter()
         outcomes = benchmark.pedantic(judge_stories, (pool, numbers), rounds=1)
         wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
+        others = server.cpu_s() - others
     assert all(isinstance(outcome, Scored) for outcome in outcomes)
     rate = RATE_CALLS / wall
     table.add(f"judgements a second, journal {journal}", f"{rate:.0f}", f">= {MIN_RATE_PER_S:.0f}")
-    table.add(f"CPU ms a judgement, journal {journal}", f"{1000 * cpu / RATE_CALLS:.2f}", "")
+    both = f"{1000 * cpu / RATE_CALLS:.2f} and {1000 * others / RATE_CALLS:.2f}"
+    table.add(f"CPU ms a judgement, pool and endpoint, journal {journal}", both, "")
     assert rate >= MIN_RATE_PER_S
+
+
+def test_overhead_of_one_call(benchmark: Any, table: Table, tmp_path: Path) -> None:
+    """One judgement at a time, through the pool and as a bare request; medians, turn by turn."""
+    path = str(tmp_path / "journal.sqlite")
+    with ScriptedProcess(Script(quirks=0.0)) as server, _instant_pool(server, path) as pool:
+        judge_stories(pool, range(500))
+        times = benchmark.pedantic(_one_by_one, (server, pool), rounds=1)
+    bare, ours = (1000 * statistics.median(column) for column in zip(*times, strict=True))
+    table.add("ms one judgement, bare request", f"{bare:.2f}", "")
+    table.add("ms one judgement, through the pool, journal on disk", f"{ours:.2f}", "")
+
+
+def _one_by_one(server: ScriptedProcess, pool: JudgePool) -> list[tuple[float, float]]:
+    """Seconds of (a request by the client alone, a judgement by the pool), one after the other."""
+    config = _instant_config(server, "off")
+    times = []
+    with asyncio.Runner() as runner:
+        client = runner.run(JudgeClient(config, server.base_url).__aenter__())
+        for number in range(10_000, 10_000 + ALONE_CALLS):
+            messages = build_messages("A prompt.", story(number))
+            begin = time.perf_counter()
+            runner.run(client.ask(messages, timeout_s=10.0, max_tokens=config.max_output_tokens))
+            middle = time.perf_counter()
+            assert isinstance(judge_stories(pool, [number])[0], Scored)
+            times.append((middle - begin, time.perf_counter() - middle))
+        runner.run(client.__aexit__())
+    return times
 
 
 def test_memory_is_flat(benchmark: Any, table: Table, tmp_path: Path) -> None:
@@ -143,7 +189,11 @@ def test_memory_is_flat(benchmark: Any, table: Table, tmp_path: Path) -> None:
 
 
 def _instant_pool(server: ScriptedProcess, journal: str) -> JudgePool:
-    return JudgePool(JudgeConfig(base_url=server.base_url, model="scripted-judge", journal=journal))
+    return JudgePool(_instant_config(server, journal))
+
+
+def _instant_config(server: ScriptedProcess, journal: str) -> JudgeConfig:
+    return JudgeConfig(base_url=server.base_url, model="scripted-judge", journal=journal)
 
 
 def resident_mib() -> float:

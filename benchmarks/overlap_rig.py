@@ -31,7 +31,7 @@ from polaris_fast.step import GRPOStep, StepResult
 from polaris_fast.types import FinishReason, StoryRecord
 
 GROUPS, ROWS = 8, 6  # of a step; one row of each group is a human story
-VOCAB, TOKENS = 300, 64  # entries; tokens of a completion
+VOCAB, TOKENS = 300, 384  # entries; tokens of a completion, for a second or two of training
 STEPS_BEFORE = 20  # the human rows have their full weight from here on
 THINGS = ("sea", "dog", "rain", "bell", "road", "lamp", "boat", "wall")
 
@@ -56,7 +56,7 @@ class PacedRollouts:
             due = begun + self.seconds * place / len(order)
             time.sleep(max(0.0, due - time.perf_counter()))
             source = random.Random(requests[index].seed)
-            ids = [source.randrange(5, VOCAB - 10) for _ in range(TOKENS)]
+            ids = source.choices(range(5, VOCAB - 10), k=TOKENS)
             on_finish(index, Completion(ids, [0.0] * TOKENS, [0.0] * TOKENS, FinishReason.STOP))
 
 
@@ -73,20 +73,20 @@ class Setting:
 class Rig:
     """Runs steps of one model under any setting."""
 
-    def __init__(self) -> None:
-        self._config = _config()
-        self._rollouts = PacedRollouts()
+    def __init__(self, rollouts: PacedRollouts | None = None) -> None:
+        self.config = _config()
+        self.rollouts = rollouts or PacedRollouts()
         model = prepare_model(tiny_model("qwen3_5", vocab_size=VOCAB, seed=1))
         self._engine = SingleEngine(
-            model, self._config, self._config.loss_spec(), total_updates=10_000
+            model, self.config, self.config.loss_spec(), total_updates=10_000
         )
-        texts = [_record(n, i).story or "" for n in range(4) for i in range(GROUPS)]
-        self._builder = PromptBuilder(build_tokenizer(texts, VOCAB), self._config)
-        self._steps_done = 0
+        texts = [record(n, i).story or "" for n in range(4) for i in range(GROUPS)]
+        self._builder = PromptBuilder(build_tokenizer(texts, VOCAB), self.config)
+        self.steps_done = 0
 
     def training_s(self, num_steps: int = 3) -> float:
         """Seconds that the training phase of a step takes; the first steps warm it up."""
-        with judge(Latency(), self._config) as (pool, _):
+        with judge(Latency(), self.config) as (pool, _):
             results = [self.step(pool) for _ in range(1 + num_steps)]
         return sum(r.clock.seconds("train") for r in results[1:]) / num_steps
 
@@ -94,30 +94,34 @@ class Rig:
         self, setting: Setting, training_s: float, num_steps: int
     ) -> tuple[list[StepResult], Script]:
         """`num_steps` steps under a setting, and the script of their judge."""
-        self._rollouts.seconds = setting.generation * training_s
+        self.rollouts.seconds = setting.generation * training_s
         latency = Latency(setting.median * training_s, setting.sigma)
-        with judge(latency, self._config) as (pool, script):
+        with judge(latency, self.config) as (pool, script):
             return [self.step(pool, setting.fixed_order) for _ in range(num_steps)], script
 
     def step(self, pool: Scorer, fixed_order: bool = False) -> StepResult:
         """The next step, of stories that no step has had before."""
-        number = self._steps_done
-        self._steps_done += 1
-        step = GRPOStep(
-            self._config,
-            slots=SlotTrainer(self._engine, self._config),
-            rollouts=self._rollouts,
+        number = self.steps_done
+        self.steps_done += 1
+        step = self.make_step(pool, fixed_order)
+        return step.run(STEPS_BEFORE + number, 0.4, lambda n: record(number, n))
+
+    def make_step(self, pool: Scorer, fixed_order: bool = False) -> GRPOStep:
+        """What runs a step, or trains a batch that is written elsewhere."""
+        return GRPOStep(
+            self.config,
+            slots=SlotTrainer(self._engine, self.config),
+            rollouts=self.rollouts,
             builder=self._builder,
-            spec=self._config.loss_spec(),
+            spec=self.config.loss_spec(),
             make_scorer=lambda clock: self._scorer(pool, clock),
             view=make_view(False),
             check_stop=lambda: None,
             fixed_order=fixed_order,
         )
-        return step.run(STEPS_BEFORE + number, 0.4, lambda n: _record(number, n))
 
     def _scorer(self, pool: Scorer, clock: PhaseClock) -> StepScorer:
-        return StepScorer(pool, self._config, clock=clock)
+        return StepScorer(pool, self.config, clock=clock)
 
 
 @contextmanager
@@ -130,7 +134,7 @@ def judge(latency: Latency, config: Config) -> Iterator[tuple[JudgePool, Script]
             yield pool, script
 
 
-def _record(step: int, index: int) -> StoryRecord:
+def record(step: int, index: int) -> StoryRecord:
     thing = THINGS[index % len(THINGS)]
     story = f"On day {step} the {thing} was old. It waited for {step + index} hours, then it slept."
     return StoryRecord(f"{step}/{index}", f"Write about the {thing}.", 16, story)

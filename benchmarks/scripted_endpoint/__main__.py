@@ -8,6 +8,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from polaris_fast.collector import setup_spared
+
 from .limits import Limits
 from .script import FAULT_CLASSES, STATED_FAULTS, Latency, Script
 from .server import Endpoint, serve
@@ -39,8 +41,9 @@ async def _serve(options: argparse.Namespace) -> None:
     endpoint = Endpoint(script, limits=limits, keep_requests=False)
     runner, base_url = await serve(endpoint, options.host, options.port)
     try:
-        print(base_url, flush=True)
-        await asyncio.Event().wait()
+        with setup_spared():  # its own pauses are not the client's
+            print(base_url, flush=True)
+            await asyncio.Event().wait()
     finally:
         await runner.cleanup()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -43,6 +44,12 @@ class ScriptedProcess:
         self._process.wait(timeout=10)
         assert self._process.stdout is not None
         self._process.stdout.close()
+
+    def cpu_s(self) -> float:
+        """CPU seconds that the endpoint has used, by Linux."""
+        stat = Path(f"/proc/{self._process.pid}/stat").read_text()
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def ledger(self) -> LedgerSummary:
         """The ledger's sums as they are now."""

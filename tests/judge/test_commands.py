@@ -132,6 +132,17 @@ def test_score_prints_a_table(stories, capsys):
     assert "scripted-judge" in table
 
 
+def test_a_table_shows_names_and_reasons_as_they_are(tmp_path, capsys):
+    story = tmp_path / "[red]:bell:.txt"
+    story.write_text("A bell.")
+    refusals = [play.refusal("no [/inst] :bell:")] * 2
+    with ScriptedServer(refusals) as server:
+        assert judge(server.base_url, "score", str(story), "--judge.max_attempts", "2") == 1
+    table = capsys.readouterr().out
+    assert story.name in table
+    assert "not scored: no [/inst] :bell:" in table
+
+
 def test_a_story_without_a_score_is_status_1_and_no_number(stories, capsys):
     def script(story: str):
         return [play.missing_dimension()] if "dog" in story else [play.ok(40)]

@@ -9,9 +9,11 @@ import math
 
 from benchmarks.scripted_endpoint import STATED_FAULTS, Latency, Limits, Script, ScriptedServer
 from polaris_fast.judge import JudgeJob
+from polaris_fast.judge.flow import allowance
 from polaris_fast.types import Failed, Scored
 
 NUM_CALLS, MAX_EXTRA = 600, 1.15
+MEMORY = 60  # calls whose retries the budget keeps: the share of all that 1,000 are of 10,000
 LIMITS = {
     "timeout_s": 1.0,
     "max_concurrency": 32,
@@ -20,7 +22,8 @@ LIMITS = {
 }
 
 
-def test_faulty_first_attempts_lose_nothing(make_pool):
+def test_faulty_first_attempts_lose_nothing(make_pool, monkeypatch):
+    monkeypatch.setattr(allowance, "MEMORY", MEMORY)
     script = Script(seed=1, faults=STATED_FAULTS, latency=Latency(0.01, 0.5, tail=0.01))
     stories = [f"Story number {i}: the bell rang over the harbour." for i in range(NUM_CALLS)]
     with ScriptedServer(script, limits=Limits(concurrency=64), keep_requests=False) as server:

@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ...config import FallbackConfig, JudgeConfig
@@ -27,6 +26,7 @@ from ..jobs import JudgeJob
 from ..pricing import cost_usd, prices_of
 from ..request import build_messages
 from ..variance import Components, Estimate
+from .console import make_console
 from .judging import judge_all
 from .noise_floor import write_noise_floor
 from .settings import add_config_option, load_settings
@@ -171,7 +171,7 @@ def _name(judge: JudgeConfig) -> str:
 def _print(
     found: Sequence[JudgeNoise], agreements: Sequence[Agreement | None], reliability: float
 ) -> None:
-    console = Console(file=sys.stdout)
+    console = make_console()
     for noise in found:
         console.print(table_of(noise, reliability))
         console.print()

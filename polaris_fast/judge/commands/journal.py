@@ -10,14 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.table import Table
 
 from ...types import UserError
 from ..journal import queries
+from .console import make_console
 
 _JSON_COLUMNS = ("dimensions", "flags")
-_WIDE = 160  # columns of a table that goes into a pipe or a file
 
 
 def add_parser(subparsers: Any) -> None:
@@ -75,7 +74,7 @@ def _resolved(name: str | None, runs: list[str], path: Path) -> str | None:
 
 def _show(connection: sqlite3.Connection, path: Path, options: argparse.Namespace) -> None:
     of_run = options.of_run
-    console = _console()
+    console = make_console()
     num_lost = queries.lost_attempts(connection, of_run)
     size_mib = path.stat().st_size / 2**20
     console.print(
@@ -172,15 +171,10 @@ def _cost(connection: sqlite3.Connection, path: Path, options: argparse.Namespac
     elif days:
         table.caption = "no prices: set judge.price_input and judge.price_output before a run"
     table.caption_justify = "left"
-    _console().print(table)
+    make_console().print(table)
 
 
 # small things ----------------------------------------------------------------------------------
-
-
-def _console() -> Console:
-    width = None if sys.stdout.isatty() else _WIDE
-    return Console(file=sys.stdout, width=width, markup=False, highlight=False)
 
 
 def _table(*left: str, right: tuple[str, ...] = ()) -> Table:

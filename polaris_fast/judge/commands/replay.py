@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ...report.folder import RunFolder, read_run
 from ...types import Failed, Outcome, Rejected, RowKind, Scored, UserError
 from ..agreement import Agreement, compare
 from ..jobs import JudgeJob
+from .console import make_console
 from .judging import judge_all
 from .settings import add_config_option, load_settings
 
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_as_dict(pairs, found, judges, missing), indent=1))
     else:
-        Console(file=sys.stdout).print(table_of(found, judges, len(missing)))
+        make_console().print(table_of(found, judges, len(missing)))
         print(f"chart: {page}")
     return 1 if missing else 0
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ...text_stats import count_words
@@ -16,6 +15,7 @@ from ...types import Outcome, RowKind, Scored, UserError
 from .. import rubric
 from ..heuristic import DISCLAIMER
 from ..jobs import JudgeJob
+from .console import make_console
 from .judging import judge_all
 from .settings import add_config_option, load_settings
 from .texts import Text, read_texts
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([_as_dict(t, o) for t, o in zip(texts, outcomes, strict=True)], indent=1))
     else:
-        Console(file=sys.stdout).print(_table(texts, outcomes))
+        make_console().print(_table(texts, outcomes))
     return 0 if all(isinstance(outcome, Scored) for outcome in outcomes) else 1
 
 

@@ -70,7 +70,7 @@ def possible_rules(text: str) -> list[Rule]:
 
 def _occurs(group: frozenset[str], text: str, known: dict[frozenset[str], bool]) -> bool:
     if group not in known:
-        known[group] = any(word in text for word in group)
+        known[group] = any(map(text.__contains__, group))
     return known[group]
 
 
