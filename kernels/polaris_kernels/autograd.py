@@ -12,6 +12,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .accumulation import assert_is_one
 from .backends.base import HeadBackend, Wanted
+from .foreseen import Foreseen, RowRule
 from .loss_call import LossCall, cut_gradients
 from .objective import TokenGradients
 from .problem import HeadProblem, accumulation_dtype, without_autocast
@@ -77,6 +78,7 @@ class LogpsFunction(torch.autograd.Function):
         problem: HeadProblem,
         backend: HeadBackend,
         outputs: tuple[str, ...],
+        with_gradient: tuple[str, ...],
         wanted: Wanted,
         hidden: Tensor,
         weight: Tensor,
@@ -97,21 +99,23 @@ class LogpsFunction(torch.autograd.Function):
             ctx.compute_dtype = problem.hidden.dtype
             ctx.save_for_backward(hidden, weight, bias)
         else:
-            statistics, units = backend.unit_gradients(problem, outputs)
-            ctx.save_for_backward(*(units[name] for name in outputs))
-            ctx.units = True
-        return tuple(getattr(statistics, name) for name in outputs)
+            statistics, units = backend.unit_gradients(problem, with_gradient)
+            ctx.save_for_backward(*(units[name] for name in with_gradient))
+            ctx.units = tuple(outputs.index(name) for name in with_gradient)
+        found = {name: getattr(statistics, name) for name in outputs}
+        ctx.mark_non_differentiable(*(x for name, x in found.items() if name not in with_gradient))
+        return tuple(found.values())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        head = (None, None, None, None)
+        head = (None, None, None, None, None)
         if all(g is None for g in grads):
             return *head, None, None, None
-        if ctx.units:
+        if ctx.units is not None:
             total = None
-            for unit, grad in zip(ctx.saved_tensors, grads, strict=True):
-                if grad is not None:
+            for unit, i in zip(ctx.saved_tensors, ctx.units, strict=True):
+                if (grad := grads[i]) is not None:
                     part = unit * grad.unsqueeze(1)
                     total = part if total is None else total + part
             assert total is not None
@@ -120,7 +124,10 @@ class LogpsFunction(torch.autograd.Function):
         with without_autocast(ctx.device):
             _, made = ctx.backend.gradients(
                 _restored(ctx),
-                lambda tokens, _: cut_gradients(known, tokens),
+                Foreseen(
+                    lambda tokens, _: cut_gradients(known, tokens),
+                    lambda tokens: RowRule(cut_gradients(known, tokens)),
+                ),
                 ctx.wanted,
                 entropy_gradient=known.entropy is not None,
             )

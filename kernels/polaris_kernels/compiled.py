@@ -35,19 +35,21 @@ def logps(
     targets: Tensor,
     options: HeadOptions,
     outputs: tuple[str, ...],
+    with_gradient: tuple[str, ...],
     wanted: Wanted,
 ) -> tuple[Tensor, ...]:
     """`head._logps` in a compiled graph."""
     if options.vocab is not None:
-        return _eager_logps(hidden, weight, bias, targets, options, outputs, wanted)
+        return _eager_logps(hidden, weight, bias, targets, options, outputs, with_gradient, wanted)
     temperatures, arguments = pack_options(options)
     given = (hidden, weight, bias, targets, temperatures)
-    asked = [name in outputs for name in head.LOGP_OUTPUTS]
     if wanted.hidden and not (wanted.weight or wanted.bias):
-        found = ops.linear_logps_frozen(*given, asked, *arguments)[:3]
+        units = [name in with_gradient for name in head.LOGP_OUTPUTS]
+        found = ops.linear_logps_frozen(*given, units, *arguments)[:3]
     else:
         found = ops.linear_logps(*given, *arguments)
-    return tuple(x for x, wants in zip(found, asked, strict=True) if wants)
+    named = zip(head.LOGP_OUTPUTS, found, strict=True)
+    return tuple(x if n in with_gradient else x.detach() for n, x in named if n in outputs)
 
 
 def grpo_loss(

@@ -54,6 +54,7 @@ def linear_logps(
     logit_scale: float = 1.0,
     logits_dtype: str = "fp32",
     return_entropy: bool = False,
+    entropy_gradient: bool = True,
     return_lse: bool = False,
     chunk_bytes: int | None = None,
     vocab: VocabParallel | None = None,
@@ -71,6 +72,8 @@ def linear_logps(
         logit_scale: factor of the raw logits, before the softcap.
         logits_dtype: "fp32", or "bf16" to round raw logits as a bf16 rollout engine does.
         return_entropy: also the entropy in nats, differentiable.
+        entropy_gradient: False gives it without gradient: a frozen head then has one GEMM less to
+            do and one (N, D) tensor less to keep.
         return_lse: also logsumexp(z), differentiable.
         chunk_bytes: budget of the logits that exist at a time; None: by device.
         vocab: `weight` and `bias` are this rank's shard of a vocabulary cut over a process group;
@@ -95,6 +98,7 @@ def linear_logps(
     )
     asked = {"logp": True, "entropy": return_entropy, "lse": return_lse}
     outputs = tuple(name for name in LOGP_OUTPUTS if asked[name])
+    with_gradient = tuple(n for n in outputs if n != "entropy" or entropy_gradient)
     shape = targets.shape
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     run = _logps
@@ -102,7 +106,8 @@ def linear_logps(
         from . import compiled
 
         run = compiled.logps
-    results = run(hidden, weight, bias, targets, options, outputs, Wanted.of(hidden, weight, bias))
+    wanted = Wanted.of(hidden, weight, bias)
+    results = run(hidden, weight, bias, targets, options, outputs, with_gradient, wanted)
     if len(shape) != 1:
         # a view only where the layout asks for one: FSDP2's hooks warn about returned views
         results = tuple(x.view(shape) for x in results)
@@ -207,13 +212,16 @@ def _logps(
     targets: Tensor,
     options: HeadOptions,
     outputs: tuple[str, ...],
+    with_gradient: tuple[str, ...],
     wanted: Wanted,
 ) -> tuple[Tensor, ...]:
     """The asked outputs of hidden (N, D), in eager mode."""
     with without_autocast(hidden.device):
         problem, backend = prepare_head(hidden, weight, bias, targets, options, "linear_logps")
         if wanted.any:
-            found = LogpsFunction.apply(problem, backend, outputs, wanted, hidden, weight, bias)
+            found = LogpsFunction.apply(
+                problem, backend, outputs, with_gradient, wanted, hidden, weight, bias
+            )
             return cast(tuple[Tensor, ...], found)
         statistics = backend.statistics(problem)
         return tuple(getattr(statistics, name) for name in outputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,8 @@ import polaris_kernels
 from polaris_kernels.adapters import trl_head
 from polaris_kernels.adapters.host import Host, release
 from polaris_kernels.adapters.trl import TRL, patch_grpo
+from polaris_kernels.adapters.trl_loss import FusedLoss
+from polaris_kernels.backends.torch_chunked import TorchBackend
 
 from .trl_rig import Run, make_trainer
 
@@ -131,21 +134,33 @@ def test_generation_still_gets_logits(qwen3: Path) -> None:
         assert torch.equal(trainer.model(input_ids=ids).logits, exact)
 
 
-def test_a_frozen_head_keeps_one_buffer_for_logps_alone(
+def test_a_frozen_head_prepares_for_the_gradients_that_are_asked_for(
     qwen3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make_trainer(qwen3)
-    trainer.model.lm_head.weight.requires_grad_(False)
-    exact = one_loss(trainer)
-    tokens = counted(monkeypatch, "linear_logps")
-    patch_grpo(trainer)
-    assert float(one_loss(trainer)) == pytest.approx(float(exact), abs=1e-6)
-    assert tokens == [8, 8], "entropy in a pass without gradient"
-    bonus = make_trainer(qwen3, entropy_coef=0.1)
-    bonus.model.lm_head.weight.requires_grad_(False)
-    patch_grpo(bonus)
-    one_loss(bonus).backward()
-    assert tokens == [8, 8, 8]
+    """Two GEMMs where the entropy is a metric; a bonus, or a loss we do not know, needs three."""
+    from trl import GRPOTrainer
+
+    class OwnLoss(GRPOTrainer):
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+            return super()._compute_loss(model, inputs)
+
+    prepared: list[tuple[str, ...]] = []
+    real = TorchBackend.unit_gradients
+
+    def unit_gradients(self: Any, problem: Any, outputs: tuple[str, ...]) -> Any:
+        prepared.append(outputs)
+        return real(self, problem, outputs)
+
+    monkeypatch.setattr(TorchBackend, "unit_gradients", unit_gradients)
+    for options in ({}, {"entropy_coef": 0.1}, {"trainer_class": OwnLoss}):
+        trainer = make_trainer(qwen3, **options)
+        trainer.model.lm_head.weight.requires_grad_(False)
+        exact = one_loss(trainer)
+        with patch_grpo(trainer, backend="torch"):
+            ours = one_loss(trainer)
+            ours.backward()
+        assert float(ours) == pytest.approx(float(exact), abs=1e-6)
+    assert prepared == [("logp",), ("logp", "entropy"), ("logp", "entropy")]
 
 
 def test_a_loss_that_drifts_from_trls_ends_the_run(
@@ -156,8 +171,6 @@ def test_a_loss_that_drifts_from_trls_ends_the_run(
     trainer = make_trainer(qwen3)
     patch_grpo(trainer, loss="fused")
     one_loss(trainer)
-    monkeypatch.setattr(trl_loss, "_denominator", lambda *_: 4.0)
-    trainer.epsilon_low = 0.0
     rows = trl_loss.rows_of
 
     def shifted(*args: Any) -> Any:
@@ -176,17 +189,47 @@ def test_a_loss_that_drifts_from_trls_ends_the_run(
     [
         ({"entropy_coef": 0.1}, "entropy_coef"),
         ({"loss_type": "vespo", "importance_sampling_level": "sequence"}, "importance_sampling"),
+        ({"loss_type": "cispo", "epsilon_high": 0.28}, "epsilon_high"),
+        ({"delta": 1.01}, "delta"),
     ],
 )
 def test_options_that_the_fused_loss_lacks_are_refused(
     qwen3: Path, options: dict[str, Any], word: str
 ) -> None:
     trainer = make_trainer(qwen3, **options)
+    refuses_fused(trainer, word)
+
+
+def refuses_fused(trainer: Any, word: str) -> None:
     forward = trainer.model.forward
     with pytest.raises(ValueError, match=f"{word}.*use loss='trl'"):
         patch_grpo(trainer, loss="fused")
     assert trainer.model.forward == forward
     patch_grpo(trainer).undo()
+
+
+def test_the_fused_loss_is_refused_where_a_loss_scale_comes_behind_it(
+    qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(qwen3)
+    monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", "fp16")
+    refuses_fused(trainer, "fp16")
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_rounding_of_terms_that_cancel_does_not_end_the_run(qwen3: Path, scale: float) -> None:
+    trainer = make_trainer(qwen3, loss_type="luspo", importance_sampling_level="token")
+    fused = FusedLoss(trainer, trl_head.HeadKernel(gather=nullcontext, options={}))
+    inputs = {
+        "advantages": torch.tensor([scale, -scale]), "completion_mask": torch.ones(2, 20_000)
+    }  # fmt: skip
+    terms = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 0.01 + scale
+    ours = (terms.sum() - terms.flip(0).sum()) / 2
+    # rows of 20,000 tokens that cancel: about what float32 keeps of the zero
+    theirs = ours + 1e-7 * scale * 20_000
+    fused._compare(ours, theirs, inputs)
+    with pytest.raises(RuntimeError, match="TRL's own"):
+        fused._compare(ours, ours + 1e-3 * scale * 20_000, inputs)
 
 
 def test_bad_calls_name_the_remedy(qwen3: Path) -> None:

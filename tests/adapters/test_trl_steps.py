@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from typing import Any
 
 import pytest
+import torch
 
 from polaris_kernels.adapters.trl import patch_grpo
 
@@ -85,8 +88,56 @@ def test_ten_steps_of_a_frozen_head_agree(qwen3: Any) -> None:
         assert "lm_head.weight" not in run.gradients[0]
 
 
-def test_another_trainer_on_the_same_log_probs_agrees(qwen3: Any) -> None:
-    from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
+LORA = {"r": 4, "lora_alpha": 8, "init_lora_weights": False, "target_modules": ["q_proj", "v_proj"]}
 
-    options = {"trainer_class": GMPOTrainer, "config_class": GMPOConfig}
-    agree(trained(qwen3, "trl", **options), trained(qwen3, None, **options))
+
+@pytest.mark.parametrize("saved", [[], ["lm_head"]], ids=["frozen_head", "trainable_head"])
+def test_ten_steps_of_lora_agree(qwen3: Any, saved: list[str]) -> None:
+    """The reference is the model with its adapters off: the very same forward."""
+    from peft import LoraConfig
+
+    runs = []
+    for loss in (None, "trl", "fused"):
+        torch.manual_seed(0)
+        config = LoraConfig(**LORA, modules_to_save=saved)
+        options = {"peft_config": config, "beta": 0.1, "learning_rate": 0.5}
+        runs.append(trained(qwen3, loss, **options))
+    names = runs[0].gradients[0]
+    assert all("lora" in n or "modules_to_save" in n for n in names)
+    assert any("lm_head" in n for n in names) == bool(saved)
+    assert max(runs[0].metric("kl")) > 1e-3
+    for run in runs[1:]:
+        agree(run, runs[0])
+
+
+def test_steps_with_ligers_layers_agree(qwen3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`use_liger_kernel` in TRL 1.16 exchanges layers and leaves the head; train() does it, after
+    the patch. Of the layers' kernels only rope's runs in Triton's interpreter."""
+    if not os.environ.get("TRITON_INTERPRET"):
+        pytest.skip("Liger's kernels run on a GPU, or in Triton's interpreter")
+    pytest.importorskip("liger_kernel")
+    options = {
+        "use_liger_kernel": True, "liger_kernel_config": {"rms_norm": False, "swiglu": False},
+        "max_steps": 1, "max_completion_length": 3, "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": 2, "num_generations": 2,
+    }  # fmt: skip
+    # Liger exchanges rope for the whole process: monkeypatch puts it back
+    rope = "apply_rotary_pos_emb"
+    layers = importlib.import_module("transformers.models.qwen3.modeling_qwen3")
+    monkeypatch.setattr(layers, rope, getattr(layers, rope))
+    plain = trained(qwen3, None, **options)
+    assert getattr(layers, rope).__module__.startswith("liger_kernel")
+    for loss in ("trl", "fused"):
+        agree(trained(qwen3, loss, **options), plain)
+
+
+@pytest.mark.parametrize(("module", "name"), [("trl.experimental.gmpo", "GMPO"), ("trl", "RLOO")])
+def test_another_trainer_on_the_same_log_probs_agrees(qwen3: Any, module: str, name: str) -> None:
+    found = importlib.import_module(module)
+    options = {
+        "trainer_class": getattr(found, name + "Trainer"),
+        "config_class": getattr(found, name + "Config"),
+    }
+    # RLOO's ratio is exp of the row's *summed* log-ratios
+    tolerance = 5e-5 if name == "RLOO" else TOLERANCE
+    agree(trained(qwen3, "trl", **options), trained(qwen3, None, **options), tolerance)

@@ -43,6 +43,8 @@ def make_trainer(folder: Path, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
+    peft = {"peft_config": options.pop("peft_config")} if "peft_config" in options else {}
+    dtype = options.pop("dtype", torch.float32)
     trainer_class = options.pop("trainer_class", GRPOTrainer)
     config_class = options.pop("config_class", GRPOConfig)
     fixed: dict[str, Any] = {
@@ -69,11 +71,12 @@ def make_trainer(folder: Path, **options: Any) -> Any:
     # prompts of different length: rows are padded on the left
     prompts = [f"w{5 + i} w{7 + i} w{9 + i}"[: 6 if i % 2 else None] for i in range(16)]
     return trainer_class(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype),
         reward,
         args=config_class(**(fixed | options)),
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=AutoTokenizer.from_pretrained(folder),
+        **peft,
     )
 
 

@@ -120,10 +120,14 @@ def patch_grpo(
             f"{caller}: loss='fused' is GRPOTrainer's loss, and {type(target).__qualname__} has "
             "its own; use loss='trl'"
         )
-    return _patch(target, loss, options)
+    # whose loss code is TRL's own differentiates the entropy for the bonus alone
+    needs_entropy = (
+        type(target)._compute_loss is not grpo._compute_loss or target._entropy_bonus_enabled
+    )
+    return _patch(target, loss, needs_entropy, options)
 
 
-def _patch(trainer: Any, loss: str, options: dict[str, Any]) -> Patch:
+def _patch(trainer: Any, loss: str, needs_entropy: bool, options: dict[str, Any]) -> Patch:
     policy = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(policy, "get_base_model"):
         policy = policy.get_base_model()
@@ -142,7 +146,7 @@ def _patch(trainer: Any, loss: str, options: dict[str, Any]) -> Patch:
     try:
         switches.extend(HeadSwitch(model, options) for model in models)
         kernel = switches[0].kernel
-        kernel.entropy_gradient = bool(getattr(trainer, "_entropy_bonus_enabled", True))
+        kernel.entropy_gradient = needs_entropy
         if loss == "fused":
             losses.append(FusedLoss(trainer, kernel))
     except ValueError:

@@ -39,7 +39,7 @@ class HeadKernel:
     gather: Gather
     """TRL's context manager that gathers a ZeRO-3 head"""
     entropy_gradient: bool = True
-    """False: nobody differentiates the entropy, and a frozen head need not prepare for it"""
+    """False: nobody differentiates the entropy, which spares a frozen head a GEMM and a tensor"""
     options: dict[str, Any]
     """keywords of `linear_logps`: logits_dtype, chunk_bytes, backend"""
     pending: tuple[LossRows, LossSpec] | None = None
@@ -83,16 +83,10 @@ class HeadKernel:
             found = linear_grpo_loss(hidden, weight, targets, rows=rows, spec=spec, **head)
             self.result = found
             return _Carry.apply(found.logps, found.loss), found.entropy, None, None, None
-        asks = "entropy" in outputs
-        frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
-        if asks and frozen and not self.entropy_gradient and torch.is_grad_enabled():
-            logps = linear_logps(hidden, weight, targets, **head).logps
-            # the op keeps (K, D) unit gradients for every output that it is asked for
-            with torch.no_grad():
-                entropy = linear_logps(hidden, weight, targets, return_entropy=True, **head).entropy
-            return logps, entropy, None, None, None
-        found_logps = linear_logps(hidden, weight, targets, return_entropy=asks, **head)
-        logps, entropy = found_logps.logps, found_logps.entropy
+        logps, entropy, _ = linear_logps(
+            hidden, weight, targets, return_entropy="entropy" in outputs,
+            entropy_gradient=self.entropy_gradient, **head,
+        )  # fmt: skip
         if release is not None:
             logps, entropy = _GatherBefore.apply(release, logps, entropy)
         return logps, entropy, None, None, None

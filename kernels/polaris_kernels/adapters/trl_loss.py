@@ -18,7 +18,7 @@ from ..spec import CLIPPED_LOSSES, LossSpec
 from .trl_head import HeadKernel, read_loss
 
 _TOKEN_SUMS = ("cispo", "dapo", "vespo")
-# both losses come from the same float32 log-probs
+# of the terms' size: both losses come from the same float32 log-probs
 _TOLERANCE = 1e-4
 
 
@@ -32,43 +32,57 @@ def spec_of(trainer: Any) -> LossSpec:
     by_row = trainer.importance_sampling_level == "sequence"
     corrects = trainer.use_vllm and trainer.vllm_importance_sampling_correction
     mode = trainer.vllm_importance_sampling_mode if corrects else "none"
-    if trainer._entropy_bonus_enabled:
-        # TRL averages the bonus over tokens whatever the loss divides by
-        _refuse("entropy_coef", args.entropy_coef)
-    if trainer.aux_loss_enabled:
-        _refuse("router_aux_loss_coef", trainer.router_aux_loss_coef)
-    if trainer.top_entropy_quantile < 1.0 and trainer.accelerator.num_processes > 1:
-        # TRL takes the quantile over all processes, from this very forward
-        _refuse("top_entropy_quantile", trainer.top_entropy_quantile)
-    if kind == "vespo" and by_row:
-        _refuse("importance_sampling_level", "sequence")
-    if kind == "vespo" and mode.startswith("sequence"):
-        _refuse("vllm_importance_sampling_mode", mode)
+    _check_options(trainer, mode)
     options: dict[str, Any] = {}
     if kind != "vespo":
         options["ratio_level"] = "sequence" if by_row else "token"
     if kind == "dr_grpo":
         options["max_completion_length"] = trainer.max_completion_length
-    return LossSpec(
-        loss_type=kind,
-        epsilon=trainer.epsilon_low,
-        epsilon_high=trainer.epsilon_high,
-        delta=args.delta if kind in CLIPPED_LOSSES else None,
-        beta=trainer.beta,
-        kl_importance_correction=args.use_bias_correction_kl,
-        top_entropy_quantile=trainer.top_entropy_quantile,
-        off_policy_mask_threshold=trainer.off_policy_mask_threshold,
-        is_correction=mode,
-        is_cap=trainer.vllm_importance_sampling_clip_max if corrects else None,
-        is_floor=trainer.vllm_importance_sampling_clip_min if corrects else None,
-        sapo_temperature_pos=args.sapo_temperature_pos,
-        sapo_temperature_neg=args.sapo_temperature_neg,
-        vespo_k_pos=args.vespo_k_pos,
-        vespo_k_neg=args.vespo_k_neg,
-        vespo_lambda_pos=args.vespo_lambda_pos,
-        vespo_lambda_neg=args.vespo_lambda_neg,
-        **options,
-    )
+    try:
+        return LossSpec(
+            loss_type=kind,
+            epsilon=trainer.epsilon_low,
+            epsilon_high=trainer.epsilon_high,
+            delta=args.delta if kind in CLIPPED_LOSSES else None,
+            beta=trainer.beta,
+            kl_importance_correction=args.use_bias_correction_kl,
+            top_entropy_quantile=trainer.top_entropy_quantile,
+            off_policy_mask_threshold=trainer.off_policy_mask_threshold,
+            is_correction=mode,
+            is_cap=trainer.vllm_importance_sampling_clip_max if corrects else None,
+            is_floor=trainer.vllm_importance_sampling_clip_min if corrects else None,
+            sapo_temperature_pos=args.sapo_temperature_pos,
+            sapo_temperature_neg=args.sapo_temperature_neg,
+            vespo_k_pos=args.vespo_k_pos,
+            vespo_k_neg=args.vespo_k_neg,
+            vespo_lambda_pos=args.vespo_lambda_pos,
+            vespo_lambda_neg=args.vespo_lambda_neg,
+            **options,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"patch_grpo: loss='fused' cannot take the trainer's options ({error}); use loss='trl'"
+        ) from error
+
+
+def _check_options(trainer: Any, mode: str) -> None:
+    """ValueError for what the fused loss does not have."""
+    if trainer.accelerator.mixed_precision == "fp16":
+        # its loss scale comes behind the loss, when small gradients are rounded to 0 already
+        _refuse("fp16", True)
+    if trainer._entropy_bonus_enabled:
+        # TRL averages the bonus over tokens whatever the loss divides by
+        name = "use_adaptive_entropy" if trainer.use_adaptive_entropy else "entropy_coef"
+        _refuse(name, getattr(trainer.args, name))
+    if trainer.aux_loss_enabled:
+        _refuse("router_aux_loss_coef", trainer.router_aux_loss_coef)
+    if trainer.top_entropy_quantile < 1.0 and trainer.accelerator.num_processes > 1:
+        # TRL takes the quantile over all processes, from this very forward
+        _refuse("top_entropy_quantile", trainer.top_entropy_quantile)
+    if trainer.loss_type == "vespo" and trainer.importance_sampling_level == "sequence":
+        _refuse("importance_sampling_level", "sequence")
+    if trainer.loss_type == "vespo" and mode.startswith("sequence"):
+        _refuse("vllm_importance_sampling_mode", mode)
 
 
 def rows_of(trainer: Any, inputs: dict[str, Any]) -> LossRows:
@@ -145,12 +159,16 @@ class FusedLoss:
                 "patch_grpo: TRL's _compute_loss did not call the model's fused head, so that no "
                 "fused loss was made; use loss='trl'"
             )
-        self._compare(found.loss.detach(), theirs)
+        self._compare(found.loss.detach(), theirs, inputs)
         return read_loss(carried, inputs["completion_mask"] != 0, found)
 
-    def _compare(self, ours: Tensor, theirs: Tensor) -> None:
+    def _compare(self, ours: Tensor, theirs: Tensor, inputs: dict[str, Any]) -> None:
         difference = (ours - theirs).abs()
-        if difference > _TOLERANCE * theirs.abs().clamp(min=1.0):
+        # terms cancel over a group, and with them the loss, but not the terms' rounding
+        terms = inputs["advantages"].abs().amax().clamp(min=1.0)
+        if self.spec.loss_type == "luspo":
+            terms = terms * inputs["completion_mask"].sum(-1).amax()
+        if difference > _TOLERANCE * torch.maximum(theirs.abs(), terms):
             raise RuntimeError(
                 f"patch_grpo: the fused {self.spec.loss_type} loss is {float(ours):.8g}, TRL's own "
                 f"{float(theirs):.8g} from the same log-probs; train with loss='trl' and report "
