@@ -1,7 +1,7 @@
-"""Build hook: everything declarative lives in pyproject.toml; this compiles csrc/cpu.
+"""Build hook: everything declarative lives in pyproject.toml; this compiles csrc.
 
-The shared library is plain C called through ctypes: no torch and no Python headers, so one wheel
-serves every Python and torch. A missing compiler costs the native backend, not the install.
+The shared libraries are plain C called through ctypes: no torch and no Python headers, so one wheel
+serves every Python and torch. A missing compiler or nvcc costs a backend, not the install.
 """
 
 import importlib.util
@@ -24,14 +24,18 @@ class BuildNative(build_ext):
     """Compile by csrc/build.py instead of as a Python extension module."""
 
     def get_ext_filename(self, fullname):
-        return str(Path(*fullname.split(".")[:-1]) / native.LIBRARY)
+        *package, library = fullname.split(".")
+        return str(Path(*package) / f"{library}.so")
 
     def build_extension(self, ext):
+        target = Path(self.get_ext_fullpath(ext.name)).absolute()
+        is_cuda = target.name == native.CUDA_LIBRARY
         try:
-            native.build(Path(self.get_ext_fullpath(ext.name)).absolute())
+            (native.build_cuda if is_cuda else native.build)(target)
         except native.BuildError as error:
+            which, instead = ("CUDA", "Triton") if is_cuda else ("native CPU", "torch")
             print(
-                f"polaris: the native CPU backend was NOT built, torch will be used: {error}",
+                f"polaris: the {which} backend was NOT built, {instead} will be used: {error}",
                 file=sys.stderr,
             )
 
@@ -46,9 +50,13 @@ class AnyPython(bdist_wheel):
 setup(
     ext_modules=[
         Extension(
-            "polaris_kernels.libpolaris_cpu",
-            sources=sorted(str(p) for p in Path("csrc/cpu").glob("*.cpp")),
+            f"polaris_kernels.{Path(library).stem}",
+            sources=sorted(str(p) for p in Path("csrc").glob(pattern)),
             optional=True,
+        )
+        for library, pattern in (
+            (native.LIBRARY, "cpu/*.cpp"),
+            (native.CUDA_LIBRARY, "cuda/*.cu"),
         )
     ],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": AnyPython},

@@ -3,10 +3,12 @@
     python -m benchmarks.gpu
     python -m benchmarks.gpu --device cpu --tiny     # a dry run of every part, without a GPU
 
-Builds csrc, imports the peers, runs the tests marked `gpu`, the head benchmarks at the headline
-shapes and a short training run. Each part is a process of its own with a time limit; what fails is
-recorded with its last lines, what does not fit into the eight minutes is named, and the others
-still run. Nothing is downloaded: from a bare checkout, `PYTHONPATH=.:kernels` is enough.
+Builds csrc, imports the peers, measures the chip's floors and the row kernels against them, runs
+the tests marked `gpu`, the head benchmarks at the headline shapes, a whole training step of a model
+of 1.9 B parameters and a short training run; ends with each headline as a share of its floor. Each
+part is a process of its own with a time limit; what fails is recorded with its last lines, what does
+not fit into the eight minutes is named, and the others still run. Nothing is downloaded: from a bare
+checkout, `PYTHONPATH=.:kernels` is enough.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from .gpu_summary import headlines
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -87,26 +91,42 @@ def parts(folder: Path, device: str, *, tiny: bool) -> dict[str, Part]:
     python = [sys.executable, "-m"]
     ini = folder / "pytest.ini"
     ini.write_text(_PYTEST_INI)
-    head_s, last_s = (90.0, _LAST_TINY_CASE_S) if tiny else (270.0, _LAST_CASE_S)
+    head_s, last_s = (90.0, _LAST_TINY_CASE_S) if tiny else (210.0, _LAST_CASE_S)
     return {
-        "build": Part([sys.executable, str(ROOT / "csrc" / "build.py")], 60.0),
+        "build": Part([sys.executable, str(ROOT / "csrc" / "build.py")], 120.0),
         "peers": Part([*python, "benchmarks.gpu", "--peers", str(folder / "peers.json")], 60.0),
+        "floors": Part(
+            [
+                *python, "benchmarks.gpu_floors", "--device", device,
+                "--json", str(folder / "floors.json"), *(["--tiny"] if tiny else []),
+            ],
+            45.0,
+        ),
         "tests": Part(
             [
                 *python, "pytest", "-q", "-m", "gpu", "-c", str(ini), "--rootdir", str(ROOT),
                 "-p", "no:cacheprovider", "--continue-on-collection-errors",
                 *(["tests/kernels/test_cuda.py"] if tiny else ["tests/kernels", "tests/model"]),
             ],
-            100.0,
+            90.0,
             ("pytest",),
         ),
         "head": Part(
             [
                 *python, "benchmarks.head", "--device", device, "--json", str(folder / "head.json"),
-                "--sizes", "tiny" if tiny else "headline", "--budget_s", "0.2" if tiny else "8",
+                "--sizes", "tiny" if tiny else "headline", "--budget_s", "0.2" if tiny else "6",
                 "--limit_s", str(head_s - last_s),
             ],
             head_s,
+        ),
+        "step": Part(
+            [
+                *python, "benchmarks.gpu_step", "--device", device,
+                "--json", str(folder / "step.json"), "--limit_s", "40",
+                *(["--tiny"] if tiny else []),
+            ],
+            80.0,
+            ("transformers", "pydantic"),
         ),
         "training": Part(
             [
@@ -131,13 +151,15 @@ def run_parts(plan: dict[str, Part], folder: Path, out: Path, device: str) -> di
         left = LIMIT_S - (time.monotonic() - started)
         result["parts"][name] = run(part, left)
         print(f"{name}: {describe(result['parts'][name])}", flush=True)
-        result["peers"] = read(folder / "peers.json")
-        result["head"] = read(folder / "head.json")
+        for made in ("peers", "floors", "head", "step"):
+            result[made] = read(folder / f"{made}.json")
         metrics = folder / "run" / "metrics.jsonl"
         if metrics.is_file():
             result["training"] = [json.loads(x) for x in metrics.read_text().splitlines()]
         result["seconds"] = round(time.monotonic() - started, 1)
+        result["headlines"] = headlines(result)
         out.write_text(json.dumps(result, indent=1) + "\n")
+    print("\n".join(result.get("headlines", [])))
     return result
 
 

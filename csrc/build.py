@@ -1,7 +1,9 @@
-"""Compile csrc/cpu into one shared library: `python csrc/build.py` puts it into the checkout.
+"""Compile csrc/cpu and csrc/cuda, a shared library each: `python csrc/build.py` puts them into the
+checkout.
 
 Only the standard library is used, so that setup.py can call it under build isolation. The compiler
-is `CXX`, else Python's own, else c++, g++ or clang++.
+is `CXX`, else Python's own, else c++, g++ or clang++; for CUDA `NVCC`, else nvcc from the path,
+from CUDA_HOME or from /usr/local/cuda. No GPU is needed, and no driver.
 """
 
 import os
@@ -15,8 +17,11 @@ import tempfile
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent / "cpu"
+CUDA_SOURCES = SOURCES.parent / "cuda"
 LIBRARY = "libpolaris_cpu.so"
-IN_PLACE = SOURCES.parent.parent / "kernels" / "polaris_kernels" / LIBRARY
+CUDA_LIBRARY = "libpolaris_cuda.so"
+PACKAGE = SOURCES.parent.parent / "kernels" / "polaris_kernels"
+IN_PLACE = PACKAGE / LIBRARY
 
 FLAGS = (
     "-std=c++17 -O3 -fPIC -fno-exceptions -fno-rtti -fvisibility=hidden -fno-math-errno "
@@ -33,6 +38,14 @@ LEVEL_FLAGS = {
 }
 # of the last one too, where the compiler knows it (GCC from 10 on)
 BF16_FLAG = "-mavx512bf16"
+
+# machine code for A100 and its kin and for Hopper, and what newer chips' drivers compile themselves
+CUDA_TARGETS = ("arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a",
+                "arch=compute_90,code=compute_90")  # fmt: skip
+CUDA_FLAGS = (
+    "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall -Xptxas -warn-spills,-Werror "
+    "--threads 0"
+).split()
 
 
 class BuildError(Exception):
@@ -79,12 +92,42 @@ def build(target: Path) -> Path:
         _run_together(jobs)
         made = Path(folder) / LIBRARY
         _run_together([[*compiler, "-shared", *openmp, *objects, "-o", str(made)]])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # in the target's folder, so that the replacement is atomic
-        staged = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        shutil.copy2(made, staged)
-        os.replace(staged, target)
+        _put(made, target)
     return target
+
+
+def find_nvcc() -> list[str]:
+    """The CUDA compiler's command line."""
+    if wanted := os.environ.get("NVCC"):
+        command = shlex.split(wanted)
+        if shutil.which(command[0]) is None:
+            raise BuildError(f"NVCC={wanted} is not there")
+        return command
+    homes = (os.environ.get("CUDA_HOME"), "/usr/local/cuda")
+    for name in ("nvcc", *(str(Path(home) / "bin" / "nvcc") for home in homes if home)):
+        if shutil.which(name):
+            return [name]
+    raise BuildError("no nvcc found; set NVCC or CUDA_HOME, or install the CUDA toolkit")
+
+
+def build_cuda(target: Path) -> Path:
+    """Compile csrc/cuda into `target`, replacing it only when all went well."""
+    compiler = find_nvcc()
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / CUDA_LIBRARY
+        targets = [part for each in CUDA_TARGETS for part in ("-gencode", each)]
+        source = str(CUDA_SOURCES / "library.cu")
+        _run_together([[*compiler, *CUDA_FLAGS, *targets, "-shared", source, "-o", str(made)]])
+        _put(made, target)
+    return target
+
+
+def _put(made: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # in the target's folder, so that the replacement is atomic
+    staged = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    shutil.copy2(made, staged)
+    os.replace(staged, target)
 
 
 def _accepts(compiler: list[str], flag: str, folder: Path) -> bool:
@@ -106,8 +149,20 @@ def _run_together(commands: list[list[str]]) -> None:
             raise BuildError(f"{shlex.join(command)}\nfailed with:\n{output[-4000:]}")
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Build both; the exit status speaks of the CPU's, as nvcc is optional."""
+    status = 0
     try:
         print(f"built {build(IN_PLACE)}")
     except BuildError as error:
-        sys.exit(f"polaris: csrc/cpu was not built: {error}")
+        print(f"polaris: csrc/cpu was not built: {error}", file=sys.stderr)
+        status = 1
+    try:
+        print(f"built {build_cuda(PACKAGE / CUDA_LIBRARY)}")
+    except BuildError as error:
+        print(f"polaris: csrc/cuda was not built, Triton will be used: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

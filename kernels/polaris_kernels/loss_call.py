@@ -6,6 +6,7 @@ give the same numbers.
 Shapes: `N tokens . K tokens with loss . D hidden . V vocab`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from .backends import get_backend
 from .backends.base import Coefficients, HeadBackend, HeadGradients, Statistics, Wanted
 from .backends.vocab_sharded import ShardedBackend
+from .foreseen import Foreseen, RowRule, rule_of
 from .metrics import Metrics
 from .objective import CallbackObjective, Objective, SpecObjective, TokenGradients
 from .problem import (
@@ -62,6 +64,7 @@ class LossCall:
         if not objective.needs_whole_rows or backend.num_chunks(problem) <= 1:
             return self._gradients(
                 lambda tokens, s: objective.gradients(tokens, s.logp, s.entropy),
+                lambda tokens: rule_of(objective, tokens, self.grad_scale),
                 entropy_gradient=objective.uses_entropy_gradient,
             )
         # two phases: log-probs of all rows, their coefficients, then the gradients
@@ -69,16 +72,23 @@ class LossCall:
         whole = objective.gradients(slice(0, problem.num_tokens), first.logp, first.entropy)
         _, gradients = self._gradients(
             lambda tokens, _: cut_gradients(whole, tokens),
+            lambda tokens: RowRule(scale_gradients(cut_gradients(whole, tokens), self.grad_scale)),
             entropy_gradient=whole.entropy is not None,
         )
         return first, gradients
 
     def _gradients(
-        self, coefficients: Coefficients, *, entropy_gradient: bool
+        self,
+        coefficients: Coefficients,
+        rule: Callable[[slice], RowRule | None],
+        *,
+        entropy_gradient: bool,
     ) -> tuple[Statistics, HeadGradients]:
         return self.backend.gradients(
             self.problem,
-            lambda tokens, s: scale_gradients(coefficients(tokens, s), self.grad_scale),
+            Foreseen(
+                lambda tokens, s: scale_gradients(coefficients(tokens, s), self.grad_scale), rule
+            ),
             self.wanted,
             entropy_gradient=entropy_gradient,
             weight_into=self.weight_into,

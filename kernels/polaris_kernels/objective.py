@@ -62,9 +62,9 @@ class SpecObjective:
         self.needs_whole_rows = _needs_whole_rows(spec, view)
         self.uses_entropy_gradient = spec.entropy_coef != 0.0
         self._whole: _Evaluation | None = None
-        self._is_weight: Tensor | None = None
+        self.is_weight: Tensor | None = None
         if view.old_logps is not None:
-            self._is_weight = is_weights(spec, view, view.old_logps)
+            self.is_weight = is_weights(spec, view, view.old_logps)
 
     def gradients(self, tokens: slice, logps: Tensor, entropy: Tensor) -> TokenGradients:
         is_whole = logps.shape == self.view.row.shape
@@ -90,7 +90,7 @@ class SpecObjective:
         if old is None:
             is_weight = is_weights(spec, view, logps)
         else:
-            is_weight = None if self._is_weight is None else self._is_weight[tokens]
+            is_weight = None if self.is_weight is None else self.is_weight[tokens]
         inputs = PolicyInputs(logps, log_ratio, log_weight, is_weight, view)
         terms = POLICY_LOSSES[spec.loss_type](spec, inputs)
         if spec.human_ratio == "luffy" and view.is_human is not None:

@@ -118,9 +118,10 @@ def test_rows_built_in_the_graph_and_padded_tokens():
         ((1,), {"return_lse": True}),
         ((0,), {}),
         ((0,), OUTPUTS),
+        ((0,), OUTPUTS | {"entropy_gradient": False}),
         ((), OUTPUTS),
     ],
-    ids=["all", "weight", "frozen_head", "frozen_head_all_outputs", "nothing"],
+    ids=["all", "weight", "frozen_head", "frozen_head_all_outputs", "entropy_value", "nothing"],
 )
 def test_log_probs_are_one_graph_with_the_eager_numbers(trained, outputs):
     head = make_head(bias=True, dtype=torch.float32)

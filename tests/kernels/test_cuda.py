@@ -1,5 +1,5 @@
-"""The head on a GPU, by its default backend there (Triton) and by torch: the same numbers as the
-reference, eager and compiled, and no wait for the device inside a step."""
+"""The head on a GPU, by the compiled CUDA kernels (its default there), by Triton and by torch: the
+same numbers as the reference, eager and compiled, and no wait for the device inside a step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +18,12 @@ from polaris_kernels import (
     linear_grpo_loss,
     linear_logps,
 )
-from polaris_kernels.backends import ENVIRONMENT_KEY
+from polaris_kernels.backends import ENVIRONMENT_KEY, cuda_library, get_backend
 from polaris_kernels.testing import no_worse_than_torch
 
 from .cases import Head, as_float32, assert_close, grads, make_head, make_rows, reference_loss
+from .row_cases import PARTS, plain
+from .row_cases import make_rows as make_logits
 
 pytestmark = pytest.mark.gpu
 
@@ -32,10 +34,13 @@ def on_gpu(head: Head, dtype: torch.dtype) -> Head:
     return Head(hidden, weight, None, head.targets.cuda(), head.options)
 
 
-@pytest.fixture(params=["triton", "torch"])
+@pytest.fixture(params=["cuda", "triton", "torch"])
 def backend(request, monkeypatch):
     """The backend that calls without a `backend` argument get."""
-    if request.param == "triton":
+    if request.param == "cuda":
+        if not cuda_library.PATH.exists():
+            pytest.skip(f"no {cuda_library.PATH.name}: {cuda_library.REBUILD}")
+        # the default there: a probe that has refused the kernels fails the assertion below
         monkeypatch.delenv(ENVIRONMENT_KEY, raising=False)
     else:
         monkeypatch.setenv(ENVIRONMENT_KEY, request.param)
@@ -165,3 +170,95 @@ def test_bitwise_repeatable(backend):
     runs = [grads(loss_of(head, rows, spec=spec).loss, head) for _ in range(2)]
     for a, b in zip(*runs, strict=True):
         assert torch.equal(a, b)
+
+
+ROW_CASES = [
+    (torch.float32, torch.bfloat16), (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+]  # fmt: skip
+
+
+@pytest.fixture
+def row_kernels():
+    if not cuda_library.PATH.exists():
+        pytest.skip(f"no {cuda_library.PATH.name}: {cuda_library.REBUILD}")
+    return get_backend(torch.device("cuda"), "cuda").kernels
+
+
+@pytest.mark.parametrize("V", [7, 1_003, 50_257, 151_936, 248_320, 600_001])
+@pytest.mark.parametrize(("dtype", "out_dtype"), ROW_CASES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"softcap": 5.0, "per_row": True, "bias": True}], ids=str)
+def test_row_kernels_against_float64(row_kernels, options, dtype, out_dtype, V):
+    from polaris_kernels.backends.triton_launch import RowState, Scaling, narrow_view
+    from polaris_kernels.foreseen import RowRule
+    from polaris_kernels.objective import TokenGradients
+
+    rows = make_logits(5, V, dtype, **options)
+    exact, exact_gradient = plain(rows, torch.float64)
+    theirs, their_gradient = plain(rows, torch.float32)
+    given = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in rows.options.items()}
+    scaling = Scaling.make(given.pop("temperature"), **given)
+    known = TokenGradients(*(getattr(rows.gradients, p).cuda() for p in PARTS))
+    width = -(-V // 16) * 16
+    results = []
+    for cluster in (0, -1, 16):
+        if cluster == 16 and torch.cuda.get_device_capability()[0] < 9:
+            continue
+        if cluster == 16 and V * dtype.itemsize > 16 * 220 * 1024:
+            continue
+        memory = torch.full((5, width), torch.nan, dtype=dtype, device="cuda")
+        logits = memory[:, :V].copy_(rows.logits)
+        state, out = RowState.empty(5, logits), narrow_view(logits, out_dtype)
+        kernels = type(row_kernels)(row_kernels.library, cluster)
+        kernels.both(logits, rows.targets.cuda(), scaling, state, RowRule(known), out)
+        for name, a, b in zip(PARTS, theirs, exact, strict=True):
+            no_worse_than_torch(getattr(state, name).cpu(), a, b, name=name)
+        no_worse_than_torch(out.cpu(), their_gradient.to(out_dtype), exact_gradient)
+        assert memory[:, V:].isnan().all()
+        results.append(out.clone())
+    # one read and two agree to the rounding of the result
+    torch.testing.assert_close(results[0], results[1], rtol=1e-2, atol=1e-5)
+
+
+def test_row_kernels_are_captured_in_a_graph(row_kernels):
+    from polaris_kernels.backends.triton_launch import RowState, Scaling
+    from polaris_kernels.foreseen import RowRule
+    from polaris_kernels.objective import TokenGradients
+
+    C, V = 64, 248_320
+    source = torch.randn(C, V, device="cuda").bfloat16()
+    targets, g = torch.arange(C, device="cuda"), torch.randn(C, device="cuda")
+    logits, state = source.clone(), RowState.empty(C, source)
+
+    def run() -> None:
+        logits.copy_(source)
+        row_kernels.both(
+            logits, targets, Scaling.make(0.7), state, RowRule(TokenGradients(logp=g)), logits
+        )
+
+    run()
+    expected = logits.clone(), state.logp.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    logits.zero_()
+    state.logp.zero_()
+    graph.replay()
+    assert torch.equal(logits, expected[0]) and torch.equal(state.logp, expected[1])
+
+
+def test_row_bases_are_64_bit_in_the_compiled_kernels(row_kernels):
+    from polaris_kernels.backends.triton_launch import RowState, Scaling
+    from polaris_kernels.foreseen import RowRule
+
+    # the third row starts 2^31 elements behind the first
+    stride = 2**30 + 64
+    memory = torch.empty(2 * stride + 16, dtype=torch.bfloat16, device="cuda")
+    logits = memory.as_strided((3, 7), (stride, 1))
+    rows = make_logits(3, 7, torch.bfloat16)
+    logits.copy_(rows.logits)
+    given = replace(rows.gradients, **{p: getattr(rows.gradients, p).cuda() for p in PARTS})
+    state = RowState.empty(3, logits)
+    row_kernels.both(logits, rows.targets.cuda(), Scaling.make(1.0), state, RowRule(given), logits)
+    exact = plain(rows, torch.float64)[1]
+    assert (logits.double().cpu() - exact).abs().max() < 2e-2

@@ -65,6 +65,30 @@ def test_a_frozen_head_does_not_read_the_weight_in_backward():
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_an_entropy_without_gradient_leaves_the_other_gradients_as_they_are(frozen):
+    head = make_head(softcap=4.0)
+    given = Head(head.hidden, head.weight.detach(), None, head.targets, head.options)
+    leaves = [head.hidden] if frozen else [head.hidden, head.weight]
+    ours = run(given if frozen else head, entropy_gradient=False, **EVERYTHING)
+    exact = head.plain()
+    assert_close(ours.entropy, exact.entropy)
+    assert not ours.entropy.requires_grad and ours.logps.requires_grad
+    found = torch.autograd.grad(ours.logps.sum() - 2 * ours.lse.sum(), leaves)
+    truth = torch.autograd.grad(exact.logps.sum() - 2 * exact.lse.sum(), leaves)
+    for a, b in zip(found, truth, strict=True):
+        assert_close(a, b)
+
+
+def test_an_entropy_without_gradient_costs_a_frozen_head_no_unit_gradient():
+    head = make_head()
+    given = Head(head.hidden, head.weight.detach(), None, head.targets, head.options)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        run(given, return_entropy=True, entropy_gradient=False)
+    assert [tuple(x.shape) for x in kept] == [tuple(head.hidden.shape)]
+
+
 @pytest.mark.parametrize("outputs", [("entropy",), ("lse",), ("entropy", "lse")])
 def test_gradients_of_single_outputs_match(outputs):
     head = make_head()

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import polaris_kernels
+from polaris_kernels.backends import cuda_library
 
 pytest.importorskip("triton")
 
@@ -58,14 +59,14 @@ def run(*command: str, cache: Path) -> str:
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     cache = tmp_path_factory.mktemp("triton")
-    out = run("-m", "polaris_kernels.backends.triton_report", "--json", cache=cache)
+    out = run("-m", "polaris_kernels.backends.resources", "--json", cache=cache)
     found: list[dict[str, Any]] = json.loads(out)
     return found
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_no_kernel_spills(reports, arch):
-    mine = [r for r in reports if r["arch"] == arch]
+    mine = [r for r in reports if r["arch"] == arch and r["name"].startswith("triton")]
     assert len(mine) >= 9
     for r in mine:
         assert r["spill_bytes"] == 0, r
@@ -73,6 +74,18 @@ def test_no_kernel_spills(reports, arch):
         assert r["registers"] <= 128, r
         # rows never go through shared memory: only what reductions exchange between warps
         assert r["shared_bytes"] <= 2_048, r
+
+
+def test_the_cuda_library_is_in_the_report_without_spills(reports):
+    if not cuda_library.PATH.exists():
+        pytest.skip(f"no {cuda_library.PATH.name}: {cuda_library.REBUILD}")
+    for arch in (80, 90):
+        mine = [r for r in reports if r["arch"] == arch and r["name"].startswith("cuda")]
+        assert len(mine) == 16
+        assert all(r["spill_bytes"] == 0 and r["blocks"] >= 1 for r in mine)
+    blocks = {r["name"]: r["blocks"] for r in reports if r["arch"] == 90}
+    assert blocks["cuda pass bf16->bf16 V 248320 over 8"] == 3
+    assert blocks["cuda pass fp32->bf16 V 248320 over 8"] == 1
 
 
 def test_new_lengths_and_temperatures_compile_nothing(tmp_path):

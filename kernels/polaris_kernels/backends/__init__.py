@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 import torch
 
-from . import native_library
+from . import cuda_library, native_library
 from .base import HeadBackend, Statistics
 from .torch_chunked import TorchBackend
 
@@ -35,6 +35,13 @@ def _triton(name: str, *, drops_rows: bool) -> HeadBackend:
     return TritonBackend(name, drops_rows=drops_rows)
 
 
+def _cuda() -> HeadBackend:
+    from .cuda_probe import checked_rows
+    from .triton_chunked import TritonBackend
+
+    return TritonBackend("cuda", kernels=checked_rows())
+
+
 _FACTORIES: dict[str, Callable[[], HeadBackend]] = {TorchBackend.name: lambda: TorchBackend()}
 if native_library.PATH.exists():
     _FACTORIES["native"] = _native
@@ -42,8 +49,18 @@ if find_spec("triton") is not None:
     _FACTORIES["triton"] = lambda: _triton("triton", drops_rows=False)
     # waits for the device once a chunk, so nobody gets it without asking
     _FACTORIES["triton_compact"] = lambda: _triton("triton_compact", drops_rows=True)
+    if cuda_library.PATH.exists():
+        _FACTORIES["cuda"] = _cuda
 # first available name that serves the device wins
-_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("native", "torch"), "cuda": ("triton", "torch")}
+_PREFERENCE: dict[str, tuple[str, ...]] = {
+    "cpu": ("native", "torch"),
+    "cuda": ("cuda", "triton", "torch"),
+}
+# what is compiled, and only runs on these devices
+_COMPILED = {
+    "native": ("cpu", "the CPU", native_library),
+    "cuda": ("cuda", "CUDA devices", cuda_library),
+}
 _instances: dict[str, HeadBackend] = {}
 _chosen: dict[str, HeadBackend] = {}
 
@@ -66,15 +83,16 @@ def get_backend(device: torch.device, name: str | None = None) -> HeadBackend:
     if name is None:
         return _first_choice(device.type)
     if name not in _FACTORIES:
-        hint = f"; {native_library.REBUILD}" if name == "native" else ""
+        hint = f"; {_COMPILED[name][2].REBUILD}" if name in _COMPILED else ""
         raise ValueError(
             f"polaris_kernels: {source} asks for backend {name!r}, which is not available here; "
             f"available: {', '.join(_FACTORIES)}{hint}"
         )
-    if name == "native" and device.type != "cpu":
+    if name in _COMPILED and device.type != _COMPILED[name][0]:
         raise ValueError(
-            f"polaris_kernels: {source} asks for backend 'native', which runs on the CPU only, for "
-            f"tensors on {device}; move them or choose another backend"
+            f"polaris_kernels: {source} asks for backend {name!r}, which runs on "
+            f"{_COMPILED[name][1]} only, for tensors on {device}; move them or choose another "
+            "backend"
         )
     return _instance(name)
 
@@ -90,8 +108,9 @@ def _first_choice(device_type: str) -> HeadBackend:
     if device_type not in _chosen:
         skipped = ""
         for name in _PREFERENCE.get(device_type, ("torch",)):
-            if name == "native" and name not in _FACTORIES:
-                skipped = f" ({native_library.PATH.name} is missing: {native_library.REBUILD})"
+            if name in _COMPILED and name not in _FACTORIES:
+                library = _COMPILED[name][2]
+                skipped = f" ({library.PATH.name} is missing: {library.REBUILD})"
             if name not in _FACTORIES:
                 continue
             try:

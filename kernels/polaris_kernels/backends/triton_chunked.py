@@ -5,6 +5,7 @@ A chunk of C tokens goes through:
     row statistics   logits                   -> five floats a row
     coefficients     the caller's, on the device: three floats a row
     row gradient     logits                   -> dz (C, V) in W's dtype, in the logits' own memory
+                     (all three in one kernel where that exists and the loss is `Foreseen`)
     GEMM into dX     dz, W                    -> (C, D)
     GEMM into dW     dz, hidden               -> (V, D), summed over chunks in fp32
 fp32 logits become half dz in the first half of each row's bytes, so no second buffer exists.
@@ -19,20 +20,14 @@ Shapes: `N tokens . C chunk . K kept rows . D hidden . V vocab`.
 import torch
 from torch import Tensor
 
+from ..foreseen import Foreseen, RowRule
 from ..objective import TokenGradients
 from ..problem import HeadProblem
 from . import triton_gemm as gemm
 from .base import Coefficients, HeadGradients, Statistics, Wanted
 from .chunks import add_rounding_once, rows_with_gradient
-from .triton_launch import (
-    RowState,
-    Scaling,
-    check_device,
-    narrow_view,
-    padded_width,
-    row_gradients,
-    row_statistics,
-)
+from .row_kernels import RowKernels, TritonRows
+from .triton_launch import RowState, Scaling, check_device, narrow_view, padded_width
 from .triton_logits import TritonLogitsPass
 
 # tokens of a chunk: every chunk reads and writes all of dW, C / 4 flop a byte, and about 2 D of
@@ -46,12 +41,23 @@ _COMPACT_BELOW = 0.75
 
 
 class TritonBackend:
-    """CUDA through Triton, or CPU tensors in Triton's interpreter."""
+    """CUDA through Triton, or CPU tensors in Triton's interpreter.
 
-    def __init__(self, name: str = "triton", *, drops_rows: bool = False) -> None:
+    Args:
+        kernels: who runs the row pass; None: Triton.
+    """
+
+    def __init__(
+        self,
+        name: str = "triton",
+        *,
+        drops_rows: bool = False,
+        kernels: RowKernels | None = None,
+    ) -> None:
         self.name = name
         self.drops_rows = drops_rows
-        self.logits_pass = TritonLogitsPass()
+        self.kernels = kernels or TritonRows()
+        self.logits_pass = TritonLogitsPass(self.kernels)
 
     def num_chunks(self, problem: HeadProblem) -> int:
         """Chunks of `gradients`."""
@@ -68,7 +74,7 @@ class TritonBackend:
         logits = _logits_buffer(problem, chunks)
         scaling = _scaling(problem)
         for tokens in chunks:
-            _reduce(problem, tokens, logits, scaling, state)
+            self._reduce(problem, tokens, logits, scaling, state)
         return state.statistics
 
     def gradients(
@@ -89,15 +95,22 @@ class TritonBackend:
         sums = _GradientSums(problem, wanted, weight_into)
         kept = None
         if self.drops_rows and chunks and not _is_capturing(problem.hidden.device):
-            kept = _KeptRows(problem, sums, capacity=logits.shape[0])
+            kept = _KeptRows(problem, sums, self.kernels, capacity=logits.shape[0])
         for tokens in chunks:
-            s = _reduce(problem, tokens, logits, scaling, state)
+            rule = None
+            if kept is None and isinstance(coefficients, Foreseen):
+                rule = coefficients.rule(tokens)
+            dz = self._foreseen(problem, tokens, logits, scaling, state, rule)
+            if dz is not None:
+                sums.add(tokens, dz)
+                continue
+            s = self._reduce(problem, tokens, logits, scaling, state)
             rows = state[tokens]
             found = coefficients(tokens, rows.statistics)
             if kept is not None and kept.take(tokens, s, scaling, rows, found):
                 continue
             dz = narrow_view(s, problem.weight.dtype)
-            row_gradients(s, problem.targets[tokens], scaling[tokens], rows, found, dz)
+            self.kernels.gradients(s, problem.targets[tokens], scaling[tokens], rows, found, dz)
             sums.add(tokens, dz)
         if kept is not None:
             kept.flush()
@@ -121,24 +134,61 @@ class TritonBackend:
         sums = {name: _GradientSums(problem, wanted) for name in outputs}
         ones = torch.ones_like(state.logp)
         for tokens in chunks:
-            s = _reduce(problem, tokens, logits, scaling, state)
+            if not extra:
+                (name,) = outputs
+                unit = TokenGradients(**({"logp": None} | {name: ones[tokens]}))
+                rule = RowRule(unit)
+                dz = self._foreseen(problem, tokens, logits, scaling, state, rule)
+                if dz is not None:
+                    sums[name].add(tokens, dz)
+                    continue
+            s = self._reduce(problem, tokens, logits, scaling, state)
             for name in outputs:
                 if name == outputs[-1] or spare is None:
                     dz = narrow_view(s, problem.weight.dtype)
                 else:
                     dz = spare[: s.shape[0], : s.shape[1]]
-                unit = {"logp": None, "entropy": None, "lse": None} | {name: ones[tokens]}
-                row_gradients(
-                    s,
-                    problem.targets[tokens],
-                    scaling[tokens],
-                    state[tokens],
-                    TokenGradients(**unit),
-                    dz,
+                unit = TokenGradients(**({"logp": None} | {name: ones[tokens]}))
+                self.kernels.gradients(
+                    s, problem.targets[tokens], scaling[tokens], state[tokens], unit, dz
                 )
                 sums[name].add(tokens, dz)
         units = {name: s.result().hidden for name, s in sums.items()}
         return state.statistics, {name: unit for name, unit in units.items() if unit is not None}
+
+    def _reduce(
+        self,
+        problem: HeadProblem,
+        tokens: slice,
+        buffer: Tensor,
+        scaling: Scaling,
+        state: RowState,
+    ) -> Tensor:
+        """The chunk's raw logits (C, V) in the buffer, and its statistics in `state[tokens]`."""
+        s = _logits_into(buffer, problem, tokens)
+        self.kernels.statistics(s, problem.targets[tokens], scaling[tokens], state[tokens])
+        return s
+
+    def _foreseen(
+        self,
+        problem: HeadProblem,
+        tokens: slice,
+        buffer: Tensor,
+        scaling: Scaling,
+        state: RowState,
+        rule: RowRule | None,
+    ) -> Tensor | None:
+        """dz (C, V) and `state[tokens]` by one kernel; None where it takes two."""
+        if rule is None:
+            return None
+        s = buffer[: tokens.stop - tokens.start, : problem.vocab_size]
+        dz = narrow_view(s, problem.weight.dtype)
+        if not self.kernels.takes_rule(s, dz):
+            return None
+        gemm.logits_into(problem.hidden[tokens], problem.weight, s)
+        targets = problem.targets[tokens]
+        self.kernels.both(s, targets, scaling[tokens], state[tokens], rule, dz)
+        return dz
 
     def _chunks(self, problem: HeadProblem) -> list[slice]:
         buffers = 1.5 if self.drops_rows else 1.0
@@ -211,9 +261,12 @@ class _GradientSums:
 class _KeptRows:
     """Second compaction: rows with a gradient, collected over chunks for one pair of GEMMs."""
 
-    def __init__(self, problem: HeadProblem, sums: _GradientSums, *, capacity: int) -> None:
+    def __init__(
+        self, problem: HeadProblem, sums: _GradientSums, kernels: RowKernels, *, capacity: int
+    ) -> None:
         self.problem = problem
         self.sums = sums
+        self.kernels = kernels
         self.dz = problem.weight.new_empty(capacity, padded_width(problem.vocab_size))
         self.index: list[Tensor] = []
         self.num_rows = 0
@@ -232,7 +285,7 @@ class _KeptRows:
         end = self.num_rows + index.numel()
         dz = self.dz[self.num_rows : end, : self.problem.vocab_size]
         targets = self.problem.targets[tokens]
-        row_gradients(s, targets, scaling[tokens], rows, found, dz, index)
+        self.kernels.gradients(s, targets, scaling[tokens], rows, found, dz, index)
         self.index.append(index + tokens.start)
         self.num_rows = end
         return True
@@ -245,13 +298,9 @@ class _KeptRows:
         self.index, self.num_rows = [], 0
 
 
-def _reduce(
-    problem: HeadProblem, tokens: slice, buffer: Tensor, scaling: Scaling, state: RowState
-) -> Tensor:
-    """The chunk's raw logits (C, V) in the buffer, and its statistics in `state[tokens]`."""
+def _logits_into(buffer: Tensor, problem: HeadProblem, tokens: slice) -> Tensor:
     s = buffer[: tokens.stop - tokens.start, : problem.vocab_size]
     gemm.logits_into(problem.hidden[tokens], problem.weight, s)
-    row_statistics(s, problem.targets[tokens], scaling[tokens], state[tokens])
     return s
 
 

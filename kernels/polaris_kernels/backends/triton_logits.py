@@ -14,7 +14,8 @@ from torch import Tensor
 from ..objective import TokenGradients
 from .base import Statistics
 from .logits_pass import by_rows, spread
-from .triton_launch import RowState, Scaling, check_device, row_gradients, row_statistics
+from .row_kernels import RowKernels
+from .triton_launch import RowState, Scaling, check_device
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class LogitsState:
 class TritonLogitsPass:
     """Statistics and gradients of rows of logits."""
 
+    def __init__(self, kernels: RowKernels) -> None:
+        self.kernels = kernels
+
     def statistics(
         self,
         flat: Tensor,
@@ -54,7 +58,7 @@ class TritonLogitsPass:
             if isinstance(temperature, Tensor):
                 temperature = spread(temperature, positions, M, 1)
         scaling = Scaling.make(temperature)
-        row_statistics(by_rows(flat), targets, scaling, rows, kept)
+        self.kernels.statistics(by_rows(flat), targets, scaling, rows, kept)
         # backward reads `rows`; what the caller gets may be changed in place before
         found = replace(rows.statistics, entropy=rows.entropy.clone())
         if positions is not None:
@@ -79,7 +83,7 @@ class TritonLogitsPass:
             )
         logits = by_rows(flat)
         out = logits if inplace else torch.empty_like(logits)
-        row_gradients(logits, state.targets, state.scaling, state.rows, known, out)
+        self.kernels.gradients(logits, state.targets, state.scaling, state.rows, known, out)
         if not inplace:
             return out
         if logits is not flat:

@@ -1,45 +1,24 @@
-"""Registers, spills and shared memory of every row kernel, compiled ahead of time, without a GPU.
-
-    python -m polaris_kernels.backends.triton_report [--json]
+"""Registers, spills and shared memory of every Triton kernel, compiled ahead of time.
 
 The kernels are reached through the functions that launch them, on small CPU tensors and with a
 driver that names an architecture and never launches: what is compiled is what a GPU would run.
 """
 
-import argparse
-import json
-import os
-import re
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .resources import KernelReport, number, own_shared, resource_usage
+
 ARCHITECTURES = (80, 90, 100)
 # a vocabulary with a last block that is not full
 VOCAB_SIZE = 248_320
 _WARP = 32
-
-
-@dataclass(frozen=True)
-class KernelReport:
-    """Resources of one compiled kernel."""
-
-    name: str
-    arch: int
-    registers: int
-    """a thread"""
-    spill_bytes: int
-    """stack and local memory a thread"""
-    shared_bytes: int
-    """static and dynamic, a program"""
-    num_warps: int
 
 
 @dataclass(frozen=True)
@@ -102,19 +81,6 @@ def report(archs: tuple[int, ...] = ARCHITECTURES) -> list[KernelReport]:
     return found
 
 
-def table(reports: list[KernelReport]) -> str:
-    """The reports as text, one line a kernel and an architecture."""
-    lines = [
-        f"{'kernel':<46} {'arch':>6} {'registers':>9} {'spills':>6} {'shared':>7} {'warps':>5}",
-        *(
-            f"{r.name:<46} {'sm_' + str(r.arch):>6} {r.registers:>9} {r.spill_bytes:>6} "
-            f"{r.shared_bytes:>7} {r.num_warps:>5}"
-            for r in reports
-        ),
-    ]
-    return "\n".join(lines)
-
-
 def _cases() -> Iterator[_Case]:
     from . import triton_launch as launch
 
@@ -171,44 +137,17 @@ def _suffix(scaling: Any) -> str:
 
 
 def _read(name: str, arch: int, kernel: Any) -> KernelReport:
-    """Resources from the cubin, read by the cuobjdump that Triton brings along."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    """Resources from the cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        text = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
+        text = resource_usage(file.name)
     return KernelReport(
-        name=name,
+        name=f"triton {name}",
         arch=arch,
-        registers=_number(text, "REG"),
-        spill_bytes=_number(text, "STACK") + _number(text, "LOCAL"),
+        registers=number(text, "REG"),
+        spill_bytes=number(text, "STACK") + number(text, "LOCAL"),
         # Triton asks for its shared memory at launch, so the cubin itself lists none
-        shared_bytes=_number(text, "SHARED") + kernel.metadata.shared,
+        shared_bytes=own_shared(text, arch) + kernel.metadata.shared,
         num_warps=kernel.metadata.num_warps,
     )
-
-
-def _number(text: str, key: str) -> int:
-    found = re.search(rf"\b{key}:(\d+)", text)
-    if found is None:
-        raise RuntimeError(f"triton_report: cuobjdump printed no {key}: in\n{text}")
-    return int(found.group(1))
-
-
-def main() -> None:
-    """Print the table, or JSON for a program."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
-    arguments = parser.parse_args()
-    # the interpreter compiles nothing; Triton reads this when it is imported
-    os.environ.pop("TRITON_INTERPRET", None)
-    reports = report()
-    print(json.dumps([asdict(r) for r in reports]) if arguments.json else table(reports))
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..backends.base import HeadBackend, Statistics, Wanted
+from ..foreseen import Foreseen, RowRule
 from ..loss_call import cut_gradients, prepare_head
 from ..objective import TokenGradients
 from ..problem import HeadProblem, grad_dtype_of
@@ -49,7 +50,10 @@ def linear_logps_backward(
     known = TokenGradients(g_logp, g_entropy, g_lse)
     _, made = backend.gradients(
         problem,
-        lambda tokens, _: cut_gradients(known, tokens),
+        Foreseen(
+            lambda tokens, _: cut_gradients(known, tokens),
+            lambda tokens: RowRule(cut_gradients(known, tokens)),
+        ),
         Wanted(*wanted),
         entropy_gradient=g_entropy is not None,
     )

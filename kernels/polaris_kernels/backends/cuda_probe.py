@@ -1,0 +1,111 @@
+"""The compiled CUDA kernels are used only after they have agreed with float64 on this very device.
+
+They are built for chips that the machine that builds them need not have, so a driver, a compiler or
+a chip that does not do what the sources say must be found before it trains a model.
+
+Shapes: `C rows . V vocab`.
+"""
+
+import torch
+from torch import Tensor
+
+from ..foreseen import RowRule
+from ..objective import TokenGradients
+from .cuda_library import PATH, CudaLibrary
+from .native_library import LibraryError
+from .row_kernels import CudaRows
+from .triton_launch import RowState, Scaling, narrow_view
+
+# fp32 arithmetic of approximate exponentials, and a rounding to bf16 where the gradient is
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+# a row in one block and one over a whole cluster on Hopper, neither a whole number of vectors
+_WIDTHS = (1_003, 151_931)
+_MIN_CAPABILITY = 8
+
+
+def checked_rows() -> CudaRows:
+    """The compiled row kernels, tried on the current device.
+
+    Raises:
+        LibraryError: the device is too old, the library does not load or launch, or its numbers are
+            wrong; the message says which.
+    """
+    if not torch.cuda.is_available():
+        raise LibraryError("polaris_kernels: torch finds no CUDA device")
+    major, minor = torch.cuda.get_device_capability()
+    if major < _MIN_CAPABILITY:
+        raise LibraryError(f"polaris_kernels: {PATH.name} needs compute capability 8.0 or more, "
+                           f"this device has {major}.{minor}")  # fmt: skip
+    if torch.cuda.is_current_stream_capturing():
+        raise LibraryError(
+            "polaris_kernels: the first call came inside a graph capture, where the CUDA kernels "
+            "cannot be tried; run one step before"
+        )
+    kernels = CudaRows(CudaLibrary())
+    device = torch.device("cuda", torch.cuda.current_device())
+    for width in _WIDTHS:
+        for dtype in _TOLERANCE:
+            try_rows(kernels, device, width, dtype)
+    return kernels
+
+
+def try_rows(kernels: CudaRows, device: torch.device, width: int, dtype: torch.dtype) -> None:
+    """LibraryError unless `kernels` agree with float64 on three rows of this width, a gradient of
+    bf16 in the logits' memory, by one kernel and by two."""
+    raw, targets, given = _rows(device, width, dtype)
+    exact, exact_gradient = _exact(raw, targets, given)
+    for how in ("one read", "two reads"):
+        logits = _aligned_copy(raw)
+        state = RowState.empty(3, logits)
+        out = narrow_view(logits, torch.bfloat16)
+        scaling = Scaling.make(1.0)
+        if how == "one read":
+            kernels.both(logits, targets, scaling, state, RowRule(given), out)
+        else:
+            kernels.statistics(logits, targets, scaling, state)
+            kernels.gradients(logits, targets, scaling, state, given, out)
+        found = torch.stack((state.logp, state.entropy, state.lse))
+        pairs = ((found, exact, torch.float32), (out, exact_gradient, torch.bfloat16))
+        for ours, theirs, rounded in pairs:
+            error = float((ours - theirs).norm() / theirs.norm())
+            # not: error > tolerance, which nan is not
+            if not error <= _TOLERANCE[rounded]:
+                raise LibraryError(
+                    f"polaris_kernels: the CUDA kernels ({how}, {width} columns of {dtype}) are "
+                    f"off by {error:.1e} against float64 on {device}; Triton's are used"
+                )
+
+
+def _rows(
+    device: torch.device, width: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, TokenGradients]:
+    g = torch.Generator().manual_seed(width)
+    raw = (4 * torch.randn(3, width, generator=g)).to(dtype)
+    parts = [torch.randn(3, generator=g).to(device) for _ in range(3)]
+    targets = torch.tensor([0, width // 2, width - 1])
+    # a likely token, so that its log-prob is not all that counts
+    raw[torch.arange(3), targets] = 12.0
+    return raw.to(device), targets.to(device), TokenGradients(*parts)
+
+
+def _exact(raw: Tensor, targets: Tensor, given: TokenGradients) -> tuple[Tensor, Tensor]:
+    """Log-probs, entropies and lse (3, C), and d loss / d logits (C, V), in float64."""
+    with torch.enable_grad():
+        z = raw.detach().double().requires_grad_()
+        log_p = z.log_softmax(1)
+        outputs = (
+            log_p.gather(1, targets[:, None])[:, 0],
+            -(log_p.exp() * log_p).sum(1),
+            z.logsumexp(1),
+        )
+        known = zip(outputs, (given.logp, given.entropy, given.lse), strict=True)
+        loss = sum((o * g).sum() for o, g in known if g is not None)
+        (gradient,) = torch.autograd.grad(loss, z)
+    return torch.stack(outputs).detach(), gradient
+
+
+def _aligned_copy(raw: Tensor) -> Tensor:
+    """The rows at multiples of 16 bytes, nan behind each."""
+    C, V = raw.shape
+    rows = raw.new_full((C, -(-V // 16) * 16), torch.nan)[:, :V]
+    return rows.copy_(raw)
