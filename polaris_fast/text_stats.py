@@ -8,6 +8,7 @@ lower-cased run of word characters or one other non-space character; a word is w
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Literal
@@ -31,6 +32,16 @@ def count_words(text: str, counter: WordCounter = "whitespace") -> int:
     if counter == "whitespace":
         return len(plain.split())
     return sum(1 for _ in _WORD.finditer(plain))
+
+
+def abs_log_ratio(words: int, target: int) -> float:
+    """|ln(words / target)|; an empty story counts as one word: ln 0 would hide every other."""
+    return abs(math.log(max(words, 1) / target))
+
+
+def is_within(words: int, target: int, share: float) -> bool:
+    """Whether `words` is within `share` (0.2: 20 %) of `target`, bounds included."""
+    return abs(words - target) <= share * target
 
 
 def visible_share(text: str) -> float:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .config import Config
-from .groups import row_seed
-from .progress import Progress
-from .prompts import PromptBuilder
-from .rollout import RolloutEngine, RolloutRequest, SamplingParams
-from .scoring import StepScorer
-from .step_metrics import length_metrics, reward_metrics
-from .story_log import row_to_dict
-from .types import Group, Row, RowKind, StoryRecord
+from ..config import Config
+from ..groups import row_seed
+from ..progress import Progress
+from ..prompts import PromptBuilder
+from ..rollout import RolloutEngine, RolloutRequest, SamplingParams
+from ..scoring import StepScorer
+from ..step_metrics import length_metrics, reward_metrics
+from ..story_log import row_to_dict
+from ..types import Group, RewardParts, Row, RowKind, StoryRecord
+from .measures import measure_siblings, measure_text
 
 
 def evaluate(
@@ -58,12 +60,11 @@ def evaluate(
     )
     for _ in scorer.ready_groups(groups, fixed_order=True):
         pass
-    metrics = {**reward_metrics(rows), **length_metrics(rows)}
     return {
         "step": step,
         "num_prompts": len(records),
         "num_stories": len(rows),
-        "metrics": {f"eval/{name.removeprefix('reward/')}": v for name, v in metrics.items()},
+        "metrics": _named(_all_metrics(groups, rows, config)),
         "stories": [row_to_dict(row) for row in rows],
     }
 
@@ -74,6 +75,40 @@ def write_evaluation(run_dir: Path, name: str, result: dict[str, Any]) -> None:
     draft = path.with_suffix(".partial")
     draft.write_text(json.dumps(result, ensure_ascii=False))
     draft.replace(path)
+
+
+def known_metrics(config: Config) -> list[str]:
+    """Names of the metrics of an evaluation, found by measuring two made-up stories."""
+    record = StoryRecord("known", "prompt", 4)
+    parts = RewardParts(0.0, 0.0, 0.0, 0.0, 0.0, words=4)
+    rows = [
+        Row(f"known/{i}", 0, i, RowKind.POLICY, record, [0], story="a b c d", reward=parts)
+        for i in range(2)
+    ]
+    group = Group(index=0, record=record, rows=rows)
+    return sorted(_named(_all_metrics([group], rows, config)))
+
+
+def _all_metrics(groups: Sequence[Group], rows: Sequence[Row], config: Config) -> dict[str, float]:
+    return {**reward_metrics(rows), **length_metrics(rows), **_text_metrics(groups, config)}
+
+
+def _named(metrics: dict[str, float]) -> dict[str, float]:
+    return {f"eval/{name.removeprefix('reward/')}": v for name, v in metrics.items()}
+
+
+def _text_metrics(groups: Sequence[Group], config: Config) -> dict[str, float]:
+    """Means of the measures that need no judge, `text/...`, over the stories that have them."""
+    counter = config.reward.word_counter
+    found: dict[str, list[float]] = {}
+    for group in groups:
+        stories = [row.story for row in group.rows]
+        for story, siblings in zip(stories, measure_siblings(stories), strict=True):
+            target = group.record.target_word_count
+            values = measure_text(story, target, counter=counter) | siblings
+            for key, value in values.items():
+                found.setdefault(f"text/{key}", []).append(value)
+    return {key: statistics.fmean(values) for key, values in found.items()}
 
 
 def _group(index: int, record: StoryRecord, config: Config, builder: PromptBuilder) -> Group:

@@ -1,0 +1,196 @@
+"""Questions to the judge's endpoint besides the Story Quality rubric: one JSON object each.
+
+They go through the judge's own client, faults, retries and prices; answers are kept on the disk by
+their content, so that nothing is asked, or paid for, twice. A question without a usable answer is
+`Failed`, never a number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from ..config import JudgeConfig
+from ..judge.client import JudgeClient, display_url
+from ..judge.faults import FaultKind, JudgeFault, JudgeStopped
+from ..judge.pricing import cost_usd, prices_of
+from ..judge.request import Messages, ask_again
+from ..judge.retry import Backoff, Deadline, TryCount, retrying
+from ..loop_thread import LoopThread
+from ..types import Failed
+from .store import JsonLines, key_of
+
+_POLL_S = 0.2  # how often a wait looks for a stop request
+
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two messages, system and user, and what an answer must look like."""
+
+    name: str
+    messages: Messages
+    check: Callable[[Answer], Answer]  # raises ValueError in words that a judge can act on
+    num_words: int  # of what is to be read: long texts get more time
+
+    def key(self, config: JudgeConfig) -> str:
+        """Name of the answer: of the question, the judge and its sampling."""
+        judge = [config.model, display_url(config.base_url or ""), config.temperature, config.top_p]
+        return key_of("question", judge, self.messages)
+
+
+class Asker:
+    """Asks many questions at once; use as a context manager."""
+
+    def __init__(
+        self,
+        config: JudgeConfig,
+        store: JsonLines,
+        *,
+        spent_usd: Callable[[], float] = lambda: 0.0,
+        backoff: Backoff | None = None,
+    ) -> None:
+        """
+        Args:
+            config: the judge; `base_url` must be set.
+            store: where answers are kept.
+            spent_usd: what else counts towards `max_cost_usd`.
+            backoff: waits between tries; None: as the judge pool's.
+        """
+        assert config.base_url is not None
+        form = "none" if config.response_format == "none" else "json_object"
+        self._config = config.model_copy(update={"response_format": form})
+        self._client = JudgeClient(self._config, config.base_url)
+        self._store, self._others_usd = store, spent_usd
+        self._backoff = backoff or Backoff()
+        self._loop = LoopThread("evaluation-judge")
+        self._places: asyncio.Semaphore | None = None
+        self.spent_usd = 0.0
+
+    def __enter__(self) -> Self:
+        self._loop.start()
+        self._loop.call(self._open())
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._loop.call(self._client.__aexit__())
+        self._loop.stop()
+
+    def ask_all(
+        self,
+        questions: Sequence[Question],
+        *,
+        on_answer: Callable[[], None] = lambda: None,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> list[Answer | Failed]:
+        """Checked answers in the order of the questions.
+
+        Args:
+            on_answer: called for each as it comes, on the caller's thread.
+            check_stop: called while waiting; raises to stop. What is answered by then is kept.
+        """
+        futures = [self._loop.submit(self._answer(question)) for question in questions]
+        waiting: set[Future[Answer | Failed]] = set(futures)
+        try:
+            while waiting:
+                check_stop()
+                done, waiting = wait(waiting, _POLL_S, FIRST_COMPLETED)
+                for _ in done:
+                    on_answer()
+        except BaseException:
+            for future in waiting:
+                future.cancel()
+            raise
+        return [future.result() for future in futures]
+
+    # on the loop ------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        self._places = asyncio.Semaphore(self._config.max_concurrency)
+        await self._client.__aenter__()
+
+    async def _answer(self, question: Question) -> Answer | Failed:
+        key = question.key(self._config)
+        if key in self._store:
+            return question.check(self._store[key]["answer"])
+        assert self._places is not None
+        async with self._places:
+            try:
+                answer = await self._tried(question)
+            except JudgeFault as fault:
+                return Failed(f"{question.name}: {fault}", fault.kind)
+        self._store.append(key, {"question": question.name, "answer": answer})
+        return answer
+
+    async def _tried(self, question: Question) -> Answer:
+        messages, max_tokens = question.messages, self._config.max_output_tokens
+        deadline = Deadline(time.monotonic() + self._config.deadline_s)
+        tries = TryCount(self._config.max_attempts)
+        ignore: Callable[[Any], None] = lambda state: None
+        async for attempt in retrying(tries, self._backoff, deadline=deadline, before_sleep=ignore):
+            with attempt:
+                try:
+                    return await self._once(question, messages, max_tokens)
+                except JudgeFault as fault:
+                    if fault.kind is FaultKind.TRUNCATED:
+                        max_tokens = 2 * self._config.max_output_tokens
+                    if fault.answer is not None:
+                        messages = ask_again(question.messages, fault.answer, fault.detail)
+                    raise
+        raise AssertionError("tenacity returns or raises")
+
+    async def _once(self, question: Question, messages: Messages, max_tokens: int) -> Answer:
+        config = self._config
+        if config.max_cost_usd is not None:
+            spent = self.spent_usd + self._others_usd()
+            if spent >= config.max_cost_usd:
+                raise JudgeStopped(
+                    FaultKind.BUDGET, f"judge.max_cost_usd ({config.max_cost_usd:g}) is spent"
+                )
+        timeout_s = config.timeout_s + config.timeout_s_per_1k_words * question.num_words / 1000
+        answer = await self._client.ask(messages, timeout_s=timeout_s, max_tokens=max_tokens)
+        self.spent_usd += (
+            cost_usd(
+                prices_of(config),
+                prompt_tokens=answer.prompt_tokens,
+                cached_tokens=answer.cached_tokens,
+                completion_tokens=answer.completion_tokens,
+            )
+            or 0.0
+        )
+        text = answer.usable_text()
+        try:
+            return question.check(read_object(text))
+        except ValueError as error:
+            raise JudgeFault(FaultKind.INVALID, str(error), answer=text) from error
+
+
+def read_object(text: str) -> Answer:
+    """The JSON object in an answer, whatever stands around it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    body = text.rpartition("</think>")[2]
+    start, end = body.find("{"), body.rfind("}")
+    if start < 0 or end < start:
+        raise ValueError("the answer holds no JSON object")
+    try:
+        tree = json.loads(body[start : end + 1])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError("the answer is no JSON object")
+    return tree

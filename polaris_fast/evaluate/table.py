@@ -1,0 +1,172 @@
+"""The result as tables for a terminal: the paper's first, then length, text, pairs and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .measures import LENGTH, MEASURES, QUALITY, TEXT, Measure
+
+BY_BUCKET = ("abs_log_ratio", "within_20", "s_l")
+NOTHING = "-"
+
+
+def print_result(result: dict[str, Any], console: Console) -> None:
+    """Every table that has something to say."""
+    for part in tables(result):
+        console.print(part)
+
+
+def tables(result: dict[str, Any]) -> list[RenderableType]:
+    """The tables in order, each under its title."""
+    found: list[RenderableType] = []
+    if any("quality" in model["measures"] for model in result["models"]):
+        found.append(bucket_table(result, MEASURES["quality"]))
+    found.append(bucket_table(result, MEASURES["length_ratio"]))
+    found += [bucket_table(result, MEASURES[key]) for key in BY_BUCKET]
+    for title, measures in (("Scores", QUALITY), ("Length", LENGTH), ("Text", TEXT)):
+        found.append(measure_table(result, title, measures))
+    if result["pairwise"]:
+        found.append(pairwise_table(result["pairwise"]))
+    if result["memorisation"]:
+        found.append(memory_table(result["memorisation"]))
+    found += [Padding(Text(f"note: {note}", style="yellow"), (0, 1)) for note in result["notes"]]
+    return found
+
+
+def bucket_table(result: dict[str, Any], measure: Measure) -> RenderableType:
+    """One measure by bucket, with all lengths, the slope, and the gain over the first model."""
+    labels, models = result["buckets"], result["models"]
+    table = _table(f"{measure.label} by words asked for")
+    table.add_column("model", overflow="fold", min_width=9)
+    for name in (*labels, "all (95 %)", "slope", "gain"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for model in models:
+        numbers = model["measures"].get(measure.key)
+        if numbers is None:
+            table.add_row(model["name"], *[NOTHING] * (len(labels) + 3))
+            continue
+        table.add_row(
+            model["name"],
+            *[value_text(numbers["buckets"].get(label), measure) for label in labels],
+            _two_lines(interval_text(numbers["all"], measure)),
+            _two_lines(interval_text(numbers["slope"], measure, signed=True)),
+            _two_lines(interval_text(numbers["gain"], measure, signed=True)),
+        )
+    rows = [row for row in result["reference"]["rows"] if measure.key in row]
+    if rows and result["paper_buckets"]:
+        table.add_section()
+        for row in rows:
+            numbers = row[measure.key]
+            cells = [_reference(numbers.get(key), measure) for key in (*labels, "all", "slope")]
+            table.add_row(row["name"], *cells, "", style="dim")
+        return Group(table, Text(f" dim rows: {result['reference']['source']}", style="dim"))
+    return table
+
+
+def measure_table(result: dict[str, Any], title: str, measures: Sequence[Measure]) -> Table:
+    """Many measures over all lengths, a column a model."""
+    table = _table(f"{title}, all lengths (95 %)")
+    table.add_column("measure")
+    for model in result["models"]:
+        table.add_column(model["name"], justify="right", no_wrap=True)
+    for measure in measures:
+        numbers = [model["measures"].get(measure.key) for model in result["models"]]
+        if any(numbers):
+            cells = [interval_text(n["all"], measure) if n else NOTHING for n in numbers]
+            table.add_row(measure.label + _arrow(measure), *cells)
+    if "s" in [measure.key for measure in measures] and result["paper_buckets"]:
+        rows = [row for row in result["reference"]["rows"] if "s" in row]
+        table.caption = "S in the paper, on LongBench-Write's own prompts: " + ", ".join(
+            f"{row['name']} {row['s']:.1f}" for row in rows
+        )
+    return table
+
+
+def pairwise_table(pairwise: dict[str, Any]) -> RenderableType:
+    """Elo with intervals, and the judge's preference for a place."""
+    table = _table("Pairwise, both orders: Elo by Bradley-Terry (95 %)")
+    table.add_column("model")
+    table.add_column("Elo", justify="right")
+    elo = Measure("elo", "Elo", 1, 0)
+    for name, rating in pairwise["elo"].items():
+        table.add_row(name, interval_text(rating, elo))
+    lines = [
+        f" {p['a']} against {p['b']}: won {p['won']}, tied {p['tied']}, lost "
+        f"{p['matches'] - p['won'] - p['tied']}; {p['share']:.0%} of the points"
+        for p in pairwise["pairs"]
+    ]
+    if "consistent" in pairwise:
+        lines.append(
+            f" the judge's pick stood in both orders in {pairwise['consistent']:.0%} of the pairs; "
+            f"it took the first place in {pairwise['first_place']:.0%} of its decided calls"
+        )
+    return Group(table, *[Text(line, style="dim") for line in lines])
+
+
+def memory_table(memorisation: dict[str, Any]) -> RenderableType:
+    """The prefix attack, a row a model."""
+    table = _table("Memorisation: greedy continuations of training stories")
+    for name in ("model", "stories", "extracted", "n-grams", "longest", "mean", "exact"):
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+    for name, found in memorisation.items():
+        table.add_row(
+            name,
+            str(found["stories"]),
+            f"{found['extracted']:.0%}",
+            f"{found['verbatim_share']:.1%}",
+            str(found["longest_max"]),
+            f"{found['longest_mean']:.1f}",
+            f"{found['exact_mean']:.1f}",
+        )
+    legend = (
+        " extracted: continued verbatim; n-grams: of the continuation, those of the story; longest "
+        "and mean: tokens of the longest common run; exact: tokens right from the start, mean"
+    )
+    return Group(table, Text(legend, style="dim"))
+
+
+def value_text(interval: dict[str, Any] | None, measure: Measure) -> str:
+    """The estimate alone."""
+    return NOTHING if interval is None else measure.text(interval["estimate"])
+
+
+def interval_text(
+    interval: dict[str, Any] | None, measure: Measure, *, signed: bool = False
+) -> str:
+    """The estimate with its bounds, `52.1 [48.0, 56.2]`; without them where they are not known."""
+    if interval is None:
+        return NOTHING
+    estimate = measure.text(interval["estimate"])
+    if signed and interval["estimate"] > 0:
+        estimate = f"+{estimate}"
+    if interval["low"] is None:
+        return estimate
+    low, high = (measure.text(interval[side]).removesuffix(" %") for side in ("low", "high"))
+    return f"{estimate} [{low}, {high}]"
+
+
+def _two_lines(text: str) -> Text:
+    """The estimate over its bounds: three such columns fit on a terminal of 80."""
+    estimate, bracket, bounds = text.partition(" [")
+    return Text(estimate).append(f"\n[{bounds}" if bracket else "", style="dim")
+
+
+def _reference(value: float | None, measure: Measure) -> str:
+    return "" if value is None else measure.text(value)
+
+
+def _arrow(measure: Measure) -> str:
+    """Which way is better, in ASCII."""
+    return {1: " (+)", -1: " (-)", 0: ""}[measure.better]
+
+
+def _table(title: str) -> Table:
+    style: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "pad_edge": False}
+    return Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), **style)
