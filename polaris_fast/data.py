@@ -19,23 +19,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .config import DataConfig
+from .extract_prompt import extract_prompt
 from .text_stats import count_words
 from .types import StoryRecord, UserError
 
 _SAMPLE_MAX_WORDS = 60  # of the default run: what the embedded model learns within minutes
 _TEXT_SUFFIXES = (".txt", ".md")
-# Enough of English to keep function words out of an extracted prompt.
-_STOP_WORDS = frozenset(
-    "a about after again all also always an and any are as at away back be because been before "
-    "being but by came can come could did do does don't down each even ever every few first for "
-    "from get go good got had has have he her here him his how i if in into is it its just know "
-    "last left like little long look looked made make man many may me more most much must my "
-    "never new no not nothing now of off old on once one only or other our out over own said same "
-    "saw say see she should since so some still such than that the their them then there these "
-    "they thing this those though through time to too two under until up upon us very was way we "
-    "well went were what when where which while who why will with woman would years yet you "
-    "your".split()
-)
 
 
 class _Line(BaseModel):
@@ -256,7 +245,7 @@ def _from_text(file: Path, folder: Path | None = None) -> StoryRecord:
     uid = str(file.relative_to(folder).with_suffix("")) if folder else file.stem
     return StoryRecord(
         uid=uid,
-        prompt=_extract_prompt(title, story),
+        prompt=extract_prompt(title, story),
         target_word_count=count_words(story),
         story=story,
         source=str(file.name),
@@ -271,26 +260,3 @@ def _split_title(text: str, stem: str) -> tuple[str, str]:
     if is_title and rest.strip() and (first.startswith("#") or rest.startswith("\n")):
         return heading, rest.strip()
     return re.sub(r"[-_]+", " ", stem).strip().capitalize(), text
-
-
-def _extract_prompt(title: str, story: str) -> str:
-    """A prompt from the title and the words that carry the first scene; quotes no sentence."""
-    scene = story[:2000].split("\n\n\n")[0]
-    words = re.findall(r"[A-Za-z][A-Za-z']+", scene)
-    # A capital after a lower-case word is a name, not the start of a sentence.
-    names = Counter(
-        name
-        for name in re.findall(r"(?<=[a-z,;] )[A-Z][a-z]{2,}", scene)
-        if name.lower() not in _STOP_WORDS
-    )
-    content = Counter(
-        w.lower() for w in words if w.lower() not in _STOP_WORDS and len(w) > 3 and w.islower()
-    )
-    people = [name for name, _ in names.most_common(2)]
-    things = [word for word, _ in content.most_common(4)]
-    prompt = f'Write a short story called "{title}".'
-    if people:
-        prompt += f" It is about {' and '.join(people)}."
-    if things:
-        prompt += f" The first scene brings in: {', '.join(things)}."
-    return prompt

@@ -1,0 +1,60 @@
+"""5,000 stories of 1,000 to 12,000 words through `polaris_fast.prepare`: time and memory.
+
+    pytest benchmarks/bench_prepare.py --benchmark-only -s
+    python -m benchmarks.prepare_corpus FOLDER --stories 5000   # the books alone
+
+The corpus has every format: half in EPUB anthologies, the rest TXT, Markdown, HTML and JSONL, with
+one story in fifty a near-copy of an earlier one. Memory is measured at 1,250 and 5,000 stories: it
+may grow by the index, never by the texts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .prepare_corpus import write_corpus
+
+WORKERS = 2
+NUM_STORIES = int(os.environ.get("POLARIS_BENCH_STORIES", "5000"))
+
+
+def prepare(books: Path, out: Path) -> dict[str, float]:
+    """Run the command in a process of its own; seconds, MiB of the parent and of all children."""
+    code = (
+        "import json, resource, sys, time\n"
+        "from polaris_fast.prepare.__main__ import main\n"
+        "begin = time.monotonic()\n"
+        "status = main(sys.argv[1:])\n"
+        "peak = lambda who: resource.getrusage(who).ru_maxrss / 1024\n"
+        "print(json.dumps({'status': status, 'seconds': time.monotonic() - begin,\n"
+        "    'parent_mib': peak(resource.RUSAGE_SELF),\n"
+        "    'largest_worker_mib': peak(resource.RUSAGE_CHILDREN)}))\n"
+    )
+    command = [sys.executable, "-c", code, str(books), "--out", str(out)]
+    command += ["--workers", str(WORKERS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("num", [NUM_STORIES // 4, NUM_STORIES])
+def test_prepare(benchmark, tmp_path: Path, num: int) -> None:
+    made = write_corpus(tmp_path / "books", num)
+    result = benchmark.pedantic(
+        prepare, args=(tmp_path / "books", tmp_path / "data"), rounds=1, iterations=1
+    )
+    assert result["status"] == 0
+    files = [tmp_path / "data" / f"{name}.jsonl" for name in ("train", "test")]
+    kept = sum(len(path.read_bytes().splitlines()) for path in files if path.exists())
+    assert kept == made.originals, f"{kept} of {made.originals} originals, {made.copies} copies"
+    benchmark.extra_info |= result | {"stories": num, "words": made.words, "kept": kept}
+    print(
+        f"\n{num:,} stories, {made.words / 1e6:.1f} M words: {result['seconds']:.1f} s, parent "
+        f"{result['parent_mib']:.0f} MiB, largest worker {result['largest_worker_mib']:.0f} MiB, "
+        f"{kept:,} kept"
+    )

@@ -1,0 +1,166 @@
+"""Source files to a data set: read, leave out doubles, split, write prompts, write files.
+
+Nothing is in `--out` before everything is: the folder is made beside it and renamed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from ..types import UserError
+from .card import write_card
+from .document import Story
+from .duplicates import Candidates, Pair, choose, compare
+from .files import find_files, put_in_place, scratch_folder, write_records
+from .progress import ProgressView
+from .reading import read_all
+from .settings import Settings, check_settings
+from .split import Item, Quota, split_items
+from .stage import Stage
+from .summary import SAMPLES, Duplicate, Line, Sample, Summary
+
+CONTAINED = 0.8  # of the shorter story's 5-grams: it is an excerpt
+OPENING_CHARS = 420
+
+
+def prepare(settings: Settings, view: ProgressView) -> Summary | None:
+    """Make the data set that the settings describe; None when only the estimate was wanted.
+
+    Raises:
+        UserError: a mistake in the settings, nothing to read, no story left, a test split that was
+            asked for and cannot be had, or an endpoint that does not answer.
+    """
+    begin = time.monotonic()
+    check_settings(settings)
+    files, others = find_files(settings)
+    if settings.endpoint is not None:
+        from .prompts import run  # the judge's client takes a second to import
+
+        run.check(settings.endpoint)
+    summary = Summary(num_files=len(files), num_other_files=others)
+    with scratch_folder(settings.out) as scratch:
+        with closing(Stage(scratch / "stage.sqlite")) as stage:
+            related = _read(settings, files, stage, summary, view)
+            _split(settings, related, summary, view)
+            if settings.endpoint is not None:
+                numbers = [line.number for line in summary.lines]
+                run.tell_estimate(settings, settings.endpoint, stage, numbers, view)
+                if settings.estimate_only:
+                    return None
+                summary.written, summary.spent = run.write_prompts(
+                    settings, settings.endpoint, stage, numbers, view
+                )
+            folder = scratch / "data"
+            folder.mkdir()
+            _write(settings, folder, stage, summary, view)
+        summary.seconds = time.monotonic() - begin
+        write_card(folder / "DATA_CARD.md", settings, summary)
+        if settings.report:
+            from .page import write_page  # matplotlib takes half a second to import
+
+            write_page(folder / "report.html", settings, summary)
+        put_in_place(folder, settings.out)
+    return summary
+
+
+def _read(
+    settings: Settings,
+    files: list[tuple[Path, str]],
+    stage: Stage,
+    summary: Summary,
+    view: ProgressView,
+) -> list[Pair]:
+    """Stories into stage and summary, without the doubles; returns pairs with text in common."""
+    candidates = Candidates()
+    read_all(settings, files, stage, candidates, summary, view)
+    for drop in (d for d in summary.drops if d.kind == "unreadable"):
+        view.say(f"left out: {drop.where}: {drop.detail}")
+    if not summary.lines:
+        raise UserError(_nothing_left(summary))
+    pairs = compare(candidates.pairs, stage.grams)
+    lines = summary.lines
+    twins = choose(
+        pairs,
+        lambda number: lines[number].words,
+        threshold=settings.duplicate_similarity,
+        contained=CONTAINED,
+    )
+    for twin in twins:
+        dropped, kept = lines[twin.dropped], lines[twin.kept]
+        summary.duplicates.append(
+            Duplicate(
+                dropped=f"{dropped.title or 'untitled'} ({dropped.where})",
+                kept=f"{kept.title or 'untitled'} ({kept.where})",
+                words=dropped.words,
+                twin=twin,
+            )
+        )
+    gone = {twin.dropped for twin in twins}
+    summary.lines = [line for line in lines if line.number not in gone]
+    return pairs
+
+
+def _nothing_left(summary: Summary) -> str:
+    counts = ", ".join(f"{n} {kind}" for kind, n in summary.drop_counts().items())
+    return (
+        f"SOURCE: no story is left of {summary.num_files} files ({counts or 'no text'}); check "
+        "--min-words and --max-words, or try --one-story-per-file"
+    )
+
+
+def _split(
+    settings: Settings, related: Iterable[Pair], summary: Summary, view: ProgressView
+) -> None:
+    items = [Item(l.number, l.uid, l.author, l.source, l.bin) for l in summary.lines]
+    ties = [(pair.first, pair.second) for pair in related]
+    quota = settings.quota
+    if len(items) < 2 and not settings.quota_given:
+        quota = Quota(0.0)
+    split = split_items(items, settings.split_by, ties, quota)
+    if split.problem:
+        if settings.quota_given and not split.test:
+            option = "--test-share" if settings.quota.counts is None else "--test-counts"
+            raise UserError(f"{option}: {split.problem}")
+        view.say(f"note: {split.problem}")
+    summary.split = split
+    summary.lines = [replace(line, is_test=line.number in split.test) for line in summary.lines]
+
+
+def _write(
+    settings: Settings, folder: Path, stage: Stage, summary: Summary, view: ProgressView
+) -> None:
+    view.stage("writing files", len(summary.lines))
+    sampled = {line.number for line in _spread(summary.lines, SAMPLES)}
+
+    def stories(lines: Iterable[Line]) -> Iterator[Story]:
+        for line in lines:
+            story = stage.story(line.number)
+            summary.prompts_from[story.prompt_from] += 1
+            summary.num_reasoned += bool(story.reasoning)
+            if line.number in sampled:
+                summary.samples.append(_sample(story))
+            view.advance(1)
+            yield story
+
+    for name in ("train", "test"):
+        lines = [line for line in summary.lines if line.is_test == (name == "test")]
+        if lines:
+            write_records(folder / f"{name}.{settings.format}", stories(lines))
+
+
+def _spread(lines: list[Line], num: int) -> list[Line]:
+    """Evenly over the lengths."""
+    ordered = sorted(lines, key=lambda line: line.words)
+    step = max(1, len(ordered) // num)
+    return ordered[step // 2 :: step][:num]
+
+
+def _sample(story: Story) -> Sample:
+    opening = story.text[:OPENING_CHARS]
+    if len(story.text) > OPENING_CHARS:
+        opening = opening.rpartition(" ")[0] + " ..."
+    return Sample(story.title, story.author, story.words, story.prompt, story.prompt_from, opening)

@@ -1,0 +1,209 @@
+"""Every format to the same stories, and every broken file to one line."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from polaris_fast.prepare.document import Document, Section, SourceError
+from polaris_fast.prepare.sources.archive import Archive
+from polaris_fast.prepare.sources.epub import read_epub
+from polaris_fast.prepare.sources.html import read_html
+from polaris_fast.prepare.sources.markdown import read_markdown
+from polaris_fast.prepare.sources.text import read_text
+from polaris_fast.prepare.stories import find_stories
+from polaris_fast.prepare.work import Portion, Rules, portions, work
+
+from .books import Part, prose, write_epub
+
+RULES = Rules(min_words=50, max_words=12000, one_story_per_file=False)
+
+
+def stories_of(document: Document) -> list[tuple[str, str]]:
+    found = find_stories(document, max_words=12000)
+    return [(draft.title, draft.author) for draft in found.drafts]
+
+
+@pytest.mark.parametrize("ncx", [False, True])
+def test_the_contents_of_an_epub_divide_it(tmp_path: Path, ncx: bool) -> None:
+    parts = [
+        Part("Part One: Water", ""),
+        Part("The Well", prose(1), depth=1),
+        Part("The Ferry", prose(2), depth=1),
+        Part("", prose(3), heading=""),  # the ferry's second page
+        Part("Part Two: Fire", ""),
+        Part("The Forge", prose(4), depth=1),
+        Part("I", prose(5), depth=2),
+        Part("II", prose(6), depth=2),
+    ]
+    book = write_epub(tmp_path / "b.epub", parts, creators=[("Ann Lee", "aut")], ncx=ncx)
+    document = read_epub(book, "b.epub")
+    titles = ["The Well", "The Ferry", "The Forge"]
+    assert stories_of(document) == [(title, "Ann Lee") for title in titles]
+    drafts = find_stories(read_epub(book, "b.epub"), max_words=12000).drafts
+    assert prose(3).split("\n\n")[-1] in drafts[1].blocks
+    assert prose(6).split("\n\n")[-1] in drafts[2].blocks
+    assert document.rights == "All rights with the authors"
+
+
+def test_an_unlisted_copyright_page_after_a_story_is_not_part_of_it(tmp_path: Path) -> None:
+    notice = Part("", "Copyright 2020 by Ann Lee. All rights reserved.", heading="")
+    parts = [Part("The Well", prose(1)), Part("The Ferry", prose(2)), notice]
+    found = find_stories(read_epub(write_epub(tmp_path / "b.epub", parts), "b"), max_words=12000)
+    assert [d.title for d in found.drafts] == ["The Well", "The Ferry"]
+    assert not any("rights reserved" in block for d in found.drafts for block in d.blocks)
+    assert [d.kind for d in found.drops] == ["copyright page"]
+
+
+def test_named_entities_marks_of_notes_and_page_breaks_in_xhtml(tmp_path: Path) -> None:
+    text = (
+        "<p>One&nbsp;two<sup>3</sup> caf&eacute;<a epub:type='noteref' href='#n'>4</a>.</p>\n\n"
+        "<p>He <span epub:type='pagebreak' title='7'>7</span>ran.</p>\n\n"
+        "<hr/>\n\n<aside epub:type='footnote'><p>A note.</p></aside><p>End of it.</p>"
+    )
+    parts = [Part("The Well", text), Part("The Ferry", prose(2))]
+    document = read_epub(write_epub(tmp_path / "b.epub", parts), "b")
+    blocks = find_stories(document, max_words=12000).drafts[0].blocks
+    assert blocks == ("One\u00a0two caf\u00e9.", "He ran.", "* * *", "End of it.")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p.write_bytes(b"PK not a zip"), "no readable zip"),
+        (lambda p: write_epub(p, []), "no page that is there"),
+        (lambda p: write_epub(p, [Part("A", "x")], extra=[("META-INF/encryption.xml",
+            "<encryption><EncryptionMethod Algorithm='http://www.w3.org/2001/04/xmlenc#aes'/>"
+            "</encryption>")]), "encrypted"),
+        (lambda p: _zip(p, {"META-INF/container.xml": "<container/>"}), "names no package"),
+    ],
+)  # fmt: skip
+def test_a_broken_epub_is_one_clear_line(tmp_path: Path, make, message: str) -> None:
+    make(tmp_path / "b.epub")
+    outcome = work(Portion(tmp_path / "b.epub", "b.epub"), RULES)
+    assert not outcome.stories
+    (drop,) = outcome.drops
+    assert drop.kind == "unreadable" and message in drop.detail and "\n" not in drop.detail
+
+
+def _zip(path: Path, members: dict[str, str]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, text in members.items():
+            file.writestr(name, text)
+
+
+def test_a_zip_bomb_is_refused_before_it_unpacks(tmp_path: Path) -> None:
+    _zip(tmp_path / "b.zip", {"bomb": "0" * (20 * 2**20), "fine": "ok"})
+    with Archive(tmp_path / "b.zip") as archive:
+        with pytest.raises(SourceError, match="beyond the limits"):
+            archive.read("bomb")
+        assert archive.read("fine") == b"ok"
+
+
+def test_entities_of_a_document_type_are_not_expanded(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the secret")
+    page = tmp_path / "p.xhtml"
+    page.write_text(
+        f'<?xml version="1.0"?><!DOCTYPE html [<!ENTITY s SYSTEM "{secret.as_uri()}">'
+        '<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
+        '<html xmlns="http://www.w3.org/1999/xhtml"><body><p>x &s; &b; y</p></body></html>'
+    )
+    text = "".join(b for s in read_html(page, "p").root.walk() for b in s.blocks)
+    assert "secret" not in text and "aaaa" not in text and text.startswith("x")
+
+
+def test_markdown_html_and_text_give_the_same_stories(tmp_path: Path) -> None:
+    one, two = prose(1), prose(2)
+    (tmp_path / "a.md").write_text(f"# The Well\n\n*by Ann Lee*\n\n{one}\n\n# The Ferry\n\n{two}")
+    body = "".join(
+        f"<h2>{t}</h2>" + "".join(f"<p>{p}</p>" for p in s.split("\n\n"))
+        for t, s in (("The Well", one), ("The Ferry", two))
+    )
+    (tmp_path / "a.html").write_text(f"<title>Book</title><nav>menu</nav>{body}")
+    (tmp_path / "a.txt").write_text(f"THE WELL\n\n{one}\n\n\n\nTHE FERRY\n\n{two}\n")
+    documents = [
+        read_markdown(tmp_path / "a.md", "a"),
+        read_html(tmp_path / "a.html", "a"),
+        read_text(tmp_path / "a.txt", "a"),
+    ]
+    assert stories_of(documents[0]) == [("The Well", "Ann Lee"), ("The Ferry", "")]
+    for document in documents:
+        drafts = find_stories(document, max_words=12000).drafts
+        assert [d.title for d in drafts] == ["The Well", "The Ferry"]
+        assert ["\n\n".join(d.blocks) for d in drafts] == [one, two]
+
+
+def test_a_gutenberg_text_loses_its_frame_and_its_contents_list(tmp_path: Path) -> None:
+    def wrapped(seed: int) -> str:
+        lines, line = [], ""
+        for word in prose(seed, 120).replace("\n\n", " ").split():
+            if len(line) + len(word) > 70:
+                lines.append(line)
+                line = ""
+            line = f"{line} {word}".strip()
+        return "\n".join([*lines, line])
+
+    text = (
+        "The Project Gutenberg eBook of Night Tales\n\nTitle: Night Tales\n\nAuthor: Ann Lee\n\n"
+        "*** START OF THE PROJECT GUTENBERG EBOOK NIGHT TALES ***\n\n\nNIGHT TALES\n\n\n"
+        "CONTENTS\n\n  The Well ...... 1\n  The Ferry ..... 40\n\n\n\nTHE WELL\n\n"
+        f"{wrapped(1)}\n\nII\n\n{wrapped(2)}\n\n\n\nTHE FERRY\n\n{wrapped(3)}\n\n"
+        "*** END OF THE PROJECT GUTENBERG EBOOK NIGHT TALES ***\nLicence text here."
+    )
+    (tmp_path / "n.txt").write_text(text)
+    outcome = work(Portion(tmp_path / "n.txt", "n.txt"), RULES)
+    well, ferry = (finished.story for finished in outcome.stories)
+    assert (well.title, well.author, well.source) == ("The Well", "Ann Lee", "Night Tales")
+    assert well.text.split("\n\n")[1] == "* * *"
+    assert ferry.text == prose(3, 120).replace("\n\n", " ")
+
+
+def test_a_story_without_headings_is_whole_and_named_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "the-long-way.txt").write_text(prose(1))
+    assert stories_of(read_text(tmp_path / "the-long-way.txt", "the-long-way.txt")) == [
+        ("the long way", "")
+    ]
+
+
+def test_rows_keep_what_they_have_and_bad_ones_are_named(tmp_path: Path) -> None:
+    rows = [
+        {"story": prose(1), "title": "A", "author": "Ann Lee", "prompt": "Tell of a well."},
+        {"text": prose(2), "source": "shelf", "reasoning": "Think."},
+        {"body": "no story field"},
+    ]
+    path = tmp_path / "r.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in rows) + "\n{broken\n\n")
+    (portion,) = portions([(path, "r.jsonl")])
+    assert isinstance(portion, Portion)
+    outcome = work(portion, RULES)
+    first, second = (finished.story for finished in outcome.stories)
+    assert (first.prompt, first.prompt_from, first.source) == (
+        "Tell of a well.", "source", "r.jsonl",
+    )  # fmt: skip
+    assert (second.reasoning, second.source, second.prompt_from) == (
+        "Think.", "shelf", "extractive",
+    )  # fmt: skip
+    assert [d.where for d in outcome.drops] == ["r.jsonl:3", "r.jsonl:4"]
+    assert "its fields are: body" in outcome.drops[0].detail
+
+
+def test_large_files_of_rows_are_cut_into_portions_with_the_right_numbers(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    rows = [{"story": f"{i} {prose(i, 60)}"} for i in range(150)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
+    found = list(portions([(tmp_path / "r.parquet", "r.parquet")]))
+    assert [p.first_row for p in found if isinstance(p, Portion)] == [1, 65, 129]
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
+    (drop,) = portions([(tmp_path / "bad.parquet", "bad.parquet")])
+    assert drop.kind == "unreadable"  # type: ignore[union-attr]
+
+
+def test_a_section_tree_can_be_walked() -> None:
+    tree = Section("a", ["x y"], [Section("b", ["z"]), Section("c")])
+    assert [s.title for s in tree.walk()] == ["a", "b", "c"] and tree.num_words() == 3

@@ -1,0 +1,67 @@
+"""No component is ever on both sides, and what cannot be had is said."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polaris_fast.prepare.bins import ALL_BINS, bin_of
+from polaris_fast.prepare.split import Item, Quota, split_items
+
+NAMES = ("Ann Lee", "Bo Ek", "Cy Fox", "Di Gad", "Ed Hay", "")
+items_strategy = st.lists(
+    st.tuples(st.sampled_from(NAMES), st.sampled_from("vwxyz"), st.sampled_from(ALL_BINS)),
+    min_size=1,
+    max_size=40,
+)
+
+
+def make(rows: list[tuple[str, str, str]]) -> list[Item]:
+    return [Item(i, f"uid{i}", a, s, b) for i, (a, s, b) in enumerate(rows)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(items_strategy, st.sampled_from([("author", "source"), ("author",), ("source",), ()]))
+def test_no_tie_crosses_the_split_whatever_the_order(rows, ties) -> None:
+    items = make(rows)
+    related = [(0, len(items) - 1)]
+    split = split_items(items, ties, related, Quota(0.3))
+    train = [i for i in items if i.number not in split.test]
+    test = [i for i in items if i.number in split.test]
+    assert not (0 in split.test) ^ (len(items) - 1 in split.test)
+    if "author" in ties:
+        assert {i.author for i in train if i.author}.isdisjoint(i.author for i in test)
+    if "source" in ties:
+        assert {i.source for i in train}.isdisjoint(i.source for i in test)
+    assert len(test) < len(items)
+    again = split_items(random.Random(1).sample(items, len(items)), ties, related, Quota(0.3))
+    assert again.test == split.test
+
+
+def test_counts_a_bin_are_met_when_stories_are_free() -> None:
+    rows = [(f"Author {chr(97 + i % 26)}{i}", f"s{i}", bin_of(1000 + 27 * i)) for i in range(400)]
+    split = split_items(make(rows), ("author", "source"), [], Quota(counts=(90, 60, 30)))
+    assert split.got == {"1-4K": 90, "4-8K": 60, "8-12K": 30} and not split.problem
+
+
+def test_one_component_is_never_divided_and_the_remedy_is_named() -> None:
+    items = make([(name, "one book", "1-4K") for name in NAMES[:5]])
+    split = split_items(items, ("author", "source"), [], Quota(0.2))
+    assert not split.test and "5 of 5 stories are tied by author and source" in split.problem
+    assert "--split-by author" in split.problem
+    assert split_items(items, ("author",), [], Quota(0.2)).test
+    short = split_items(items, ("author",), [], Quota(counts=(2, 1, 0)))
+    assert "short of 1 of 1 in 4-8K" in short.problem and len(short.test) == 2
+
+
+def test_small_sets_give_the_smallest_component_when_it_leaves_most() -> None:
+    items = make([("Ann Lee", "a", "1-4K")] * 4 + [("Bo Ek", "b", "1-4K")] * 2)
+    assert split_items(items, ("author",), [], Quota(0.1)).test == {4, 5}
+
+
+def test_bins_meet_at_their_edges() -> None:
+    edges = {999: "under 1K", 1000: "1-4K", 3999: "1-4K", 4000: "4-8K", 8000: "8-12K",
+             12000: "8-12K", 12001: "over 12K"}  # fmt: skip
+    assert {words: bin_of(words) for words in edges} == edges
