@@ -1,0 +1,291 @@
+"""The supervised run: epochs over the human stories, the loss on held-out ones, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..checkpoint import TrainerState, find_checkpoint, is_disk_fault, load_state, save_checkpoint
+from ..closing_words import short_path
+from ..config import Config
+from ..data import PromptOrder, load_records, split_records, with_thinking
+from ..metrics import METRICS_FILE, MetricsLog, read_metrics
+from ..model.load import read_config
+from ..packing import plan_rounds
+from ..progress import Progress
+from ..prompts import PromptBuilder, load_tokenizer, stop_ids_of
+from ..ranks.conductor import Conductor
+from ..ranks.parts import Orders, build_parts, check_engine, choose_device
+from ..report import write_report
+from ..run_folder import (
+    check_same_run,
+    check_unused,
+    choose_run_dir,
+    forget_after,
+    open_run,
+    write_summary,
+)
+from ..slots import PassSums
+from ..stopping import StopFlag, StopRequested
+from ..types import Row, StoryRecord, UserError
+from .rows import story_records, story_row
+from .settings import supervised
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one pass over some rows found."""
+
+    sums: PassSums
+    num_targets: int
+
+    @property
+    def loss(self) -> float:
+        """Mean of -log p over the completion tokens, in nats."""
+        return -float(self.sums.loss["sum_logp"]) / self.num_targets
+
+
+class SupervisedRun:
+    """One supervised run; see `session.Run`."""
+
+    def __init__(
+        self, config: Config, view: Progress, flag: StopFlag, conductor: Conductor
+    ) -> None:
+        """Reads and checks everything cheap; nothing is written yet.
+
+        Raises:
+            UserError: no model, bad data, checkpoint or output folder.
+        """
+        self.view, self.flag, self.conductor = view, flag, conductor
+        if config.model_name_or_path is None:
+            raise UserError(
+                "model_name_or_path: sft needs a model to start from, a folder or a hub id (the "
+                "embedded tiny model is warm-started by `polaris train` itself)"
+            )
+        check_engine(config)
+        self.device = choose_device(config, conductor.world)
+        records = load_records(config.data)
+        train, held_out = split_records(config.data, records)
+        settled = config.model_copy(update={"data": with_thinking(config.data, train)})
+        self.config = supervised(settled)
+        resumed = config.resume_from_checkpoint
+        self.checkpoint = find_checkpoint(Path(resumed)) if resumed else None
+        self.run_dir = choose_run_dir(config, self.checkpoint)
+        if self.checkpoint is None:
+            check_unused(self.run_dir)
+            self.state = TrainerState(step=0, prompt_cursor=0, num_tokens=0)
+        else:
+            check_same_run(self.config, self.checkpoint)
+            self.state = load_state(self.checkpoint)
+        read_config(config.model_name_or_path)
+        self.tokenizer = load_tokenizer(str(self.checkpoint or config.model_name_or_path))
+        self._find_stories(train, held_out)
+        self.saved_step = self.state.step
+        self.status, self.reason = "running", ""
+
+    # ----------------------------------------------------------------------------------------
+
+    def run(self) -> str:
+        """Train; returns "finished" or "interrupted". The report is written either way."""
+        started = time.time()
+        with ExitStack() as stack:
+            open_run(self.run_dir, self.config)
+            settings = self.config.model_dump(mode="json")
+            self.log = stack.enter_context(
+                MetricsLog(self.run_dir, self.config.report_to, self.config.run_name, settings)
+            )
+            self.view.start(
+                self.config.run_name or self.run_dir.name,
+                self._facts(),
+                self.total_steps,
+                history=read_metrics(self.run_dir / METRICS_FILE),
+            )
+            try:
+                self._setup(stack)
+                self._loop()
+                self.status = "finished"
+            except StopRequested as stop:
+                self.status, self.reason = "interrupted", f"stopped by {stop}"
+                self.view.warn(self.reason)
+                self._save_unsaved()
+            except BaseException as error:
+                self.status, self.reason = "failed", str(error)
+                if isinstance(error, UserError) and not is_disk_fault(error):
+                    self._save_unsaved()  # the guard: what was trained so far is sound
+                raise
+            finally:
+                write_summary(
+                    self.run_dir,
+                    status=self.status,
+                    reason=self.reason,
+                    steps=self.state.step,
+                    wall_s=round(time.time() - started, 1),
+                    device=str(self.device),
+                )
+                self.view.phase("writing the report")
+                self.report = write_report(self.run_dir)
+        return self.status
+
+    def closing_words(self) -> str:
+        """What a person should know and do next."""
+        lines = [f"report      {short_path(self.report)}"]
+        last = self.run_dir / f"checkpoint-{self.state.step}"
+        python = shlex.quote(short_path(sys.executable))
+        if last.is_dir():
+            lines.append(f"checkpoint  {short_path(last)}")
+            lines.append(
+                f"train       {python} -m polaris_fast.train --model_name_or_path "
+                f"{shlex.quote(short_path(last))} ..."
+            )
+        else:
+            lines.append("no step was finished: start the run anew")
+        return "\n".join(lines)
+
+    # set-up -----------------------------------------------------------------------------------
+
+    def _find_stories(self, train: list[StoryRecord], held_out: list[StoryRecord]) -> None:
+        stories = [r.story for r in [*train, *held_out] if r.story is not None]
+        builder = PromptBuilder(self.tokenizer, self.config)
+        if self.config.max_completion_length is None and stories:
+            known = [r for r in [*train, *held_out] if builder.has_human_row(r)]
+            longest = max((len(builder.human_completion_ids(r)) for r in known), default=0)
+            self.config = self.config.with_room_for(longest)
+            builder = PromptBuilder(self.tokenizer, self.config)
+        self.builder = builder
+        self.records = story_records(train, builder)
+        self.held_out = [r for r in held_out if builder.has_human_row(r)]
+        self.order = PromptOrder(len(self.records), self.config.seed)
+        settings = self.config.sft
+        steps = math.ceil(settings.num_epochs * len(self.records) / settings.rows_per_step)
+        self.total_steps = self.config.max_steps if self.config.max_steps > 0 else max(1, steps)
+
+    def _setup(self, stack: ExitStack) -> None:
+        config = self.config
+        torch.manual_seed(config.seed)
+        self.view.phase("loading the model")
+        base = str(config.model_name_or_path)
+        orders = Orders(
+            config,
+            model_path=base if config.lora.r > 0 else str(self.checkpoint or base),
+            reference_path=None,
+            checkpoint=str(self.checkpoint) if self.checkpoint else None,
+            total_updates=self.total_steps,
+            run_dir=str(self.run_dir),
+        )
+        self.conductor.send_orders(orders)
+        parts = build_parts(orders, self.conductor.world)
+        if parts.rollouts is not None:
+            stack.callback(parts.rollouts.close)
+        self.slots, _ = self.conductor.share(parts)
+        self.builder = PromptBuilder(self.tokenizer, config, stop_ids_of(parts.model))
+        if self.checkpoint is not None:
+            self.log.truncate_after(self.state.step)
+            forget_after(self.run_dir, self.state.step)
+            self.view.note(f"resumed from {self.checkpoint}")
+
+    # the loop ---------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        if self.held_out and self.state.step == 0:
+            self.view.note(f"held-out loss before the first step: {self._held_out_loss():.3f}")
+        while self.state.step < self.total_steps:
+            self._step()
+            if self.config.save_steps and self.state.step % self.config.save_steps == 0:
+                self._save()
+        self._save_unsaved()
+
+    def _step(self) -> None:
+        started, step = time.perf_counter(), self.state.step
+        count = self.config.sft.rows_per_step
+        first = self.state.prompt_cursor
+        rows = [
+            story_row(self.records[self.order[first + n]], self.builder, step, n)
+            for n in range(count)
+        ]
+        try:
+            found = self._pass(rows, "training")
+            update = self.slots.update(1.0)
+        finally:
+            self.slots.end_step()
+        self.state = TrainerState(
+            step=step + 1,
+            prompt_cursor=first + count,
+            num_tokens=self.state.num_tokens + found.num_targets,
+        )
+        seconds = time.perf_counter() - started
+        metrics = {
+            "epoch": self.state.prompt_cursor / len(self.records),
+            "num_tokens": self.state.num_tokens,
+            "sft/loss": found.loss,
+            "grad_norm": update.grad_norm,
+            "learning_rate": update.learning_rate,
+            "guard/skipped": float(update.skipped is not None),
+            "perf/step_s": seconds,
+            "perf/tokens_per_s": found.sums.train_tokens / seconds,
+        }
+        if self.held_out and self._ends_epoch(first, first + count):
+            metrics["sft/eval_loss"] = self._held_out_loss()
+        self.log.log(self.state.step, metrics)
+        self.view.step(self.state.step, metrics)
+        if update.skipped is not None:
+            self.view.warn(
+                f"step {self.state.step}: update skipped ({update.skipped}, gradient norm "
+                f"{update.grad_norm:.3g})"
+            )
+
+    def _ends_epoch(self, before: int, after: int) -> bool:
+        """Whether a pass over all records ended between two positions, or the run does."""
+        size = len(self.records)
+        return before // size < after // size or self.state.step == self.total_steps
+
+    def _held_out_loss(self) -> float:
+        """Mean of -log p over held-out completion tokens; the gradients are thrown away."""
+        rows = [story_row(r, self.builder, self.state.step, n) for n, r in enumerate(self.held_out)]
+        try:
+            return self._pass(rows, "held-out loss").loss
+        finally:
+            self.slots.end_step()
+
+    def _pass(self, rows: Sequence[Row], phase: str) -> _Pass:
+        """Forward and backward of all rows, packed over all ranks."""
+        targets = sum(len(row.completion_ids) for row in rows)
+        rounds = plan_rounds(
+            [row.num_tokens for row in rows],
+            self.config.packing.max_tokens_per_microbatch,
+            cost=self.slots.row_cost,
+            num_ranks=self.slots.num_ranks,
+        )
+        self.view.phase(phase, len(rows))
+        for slots in rounds:
+            self.flag.check()
+            self.slots.first_pass([[rows[i] for i in slot] for slot in slots], float(targets))
+            self.view.advance(sum(len(slot) for slot in slots), phase=phase)
+        return _Pass(self.slots.take_sums(), targets)
+
+    def _save(self) -> None:
+        def write(folder: Path) -> None:
+            self.slots.save(folder)
+            self.tokenizer.save_pretrained(folder)
+
+        self.view.phase("saving")
+        save_checkpoint(self.run_dir, self.state, write, keep=self.config.save_total_limit)
+        self.saved_step = self.state.step
+
+    def _save_unsaved(self) -> None:
+        if self.saved_step < self.state.step:
+            self._save()
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "model": str(self.config.model_name_or_path),
+            "stories": f"{len(self.records)} to train on, {len(self.held_out)} held out",
+            "device": f"{self.device}, {self.config.dtype}",
+        }
