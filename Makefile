@@ -11,12 +11,12 @@ VLLM_VENV := .venv-vllm
 install: $(STAMP)
 
 # torch is pinned first, so that no later requirement pulls another build of it.
-$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.py csrc/cpu/*)
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.py csrc/cpu/* csrc/cuda/*)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %s; set PYTHON=python3.11" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,prepare,dev]'
 	@touch $(STAMP)
 
 train: $(STAMP)
@@ -37,7 +37,7 @@ $(VENV)/.deepspeed: $(STAMP)
 
 # One more peer to compare with; without it the benchmarks run all the same and name it.
 $(BENCH_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev,bench]' \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,prepare,dev,bench]' \
 	  && touch $(BENCH_STAMP) || echo "the bench extra was not installed: cut_cross_entropy is missing"
 
 # Real vLLM on the CPU, in an environment of its own: it is large, and pins much.
@@ -58,7 +58,7 @@ gpu: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks.gpu
 
 kernels-report: $(STAMP)
-	$(BIN)/python -m polaris_kernels.backends.triton_report
+	$(BIN)/python -m polaris_kernels.backends.resources
 
 debug: $(STAMP)
 	$(BIN)/python -m polaris_fast.train --config debug

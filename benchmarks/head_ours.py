@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from polaris_kernels import available_backends, grpo_loss, linear_grpo_loss, linear_logps
-from polaris_kernels.backends.native_library import REBUILD
+from polaris_kernels.backends import cuda_library, native_library
 
 from .head_cases import SPEC, HeadCase, HeadInputs
 from .head_exact import Outputs
@@ -21,6 +21,7 @@ from .head_peers import Missing
 from .measure import Call
 
 OURS = "polaris"
+_REMEDY = {"native": native_library.REBUILD, "cuda": cuda_library.REBUILD}
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class _Form:
 
     def __call__(self, inputs: HeadInputs) -> Call:
         if self.backend not in available_backends():
-            raise Missing(REBUILD if self.backend == "native" else "Triton cannot be imported")
+            raise Missing(_REMEDY.get(self.backend, "Triton cannot be imported"))
         if inputs.case.task == "logits":
             return _loss_from_logits(inputs, self.backend)
         options = {"backend": self.backend, "logits_dtype": self.logits_dtype}
@@ -47,10 +48,10 @@ class _Form:
 
 def providers(case: HeadCase, device: str) -> dict[str, Callable[[HeadInputs], Call]]:
     """Builders by name."""
-    fast = "triton" if device == "cuda" else "native"
-    forms = [_Form("torch"), _Form(fast)]
+    fast = ("cuda", "triton") if device == "cuda" else ("native",)
+    forms = [_Form("torch"), *map(_Form, fast)]
     if case.dtype == "bf16" and case.task != "logits":
-        forms.append(_Form(fast, "bf16"))
+        forms += [_Form(name, "bf16") for name in fast]
     if device == "cuda" and case.task == "sparse_loss":
         # drops the rows whose coefficient is 0; elsewhere it is the triton backend
         forms.append(_Form("triton_compact"))

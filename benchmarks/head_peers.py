@@ -101,7 +101,7 @@ def compiled_statistics(inputs: HeadInputs) -> Call:
 
 def trl_loss(inputs: HeadInputs) -> Call:
     """TRL's ChunkedLogProbFunction; on a GPU TRL gathers the tokens inside the mask, here too."""
-    logps_of = _trl(())
+    logps_of = trl_logps(())
     return through_logps(
         inputs, lambda *args: logps_of(*args)[0], gather=inputs.device.type == "cuda"
     )
@@ -109,7 +109,7 @@ def trl_loss(inputs: HeadInputs) -> Call:
 
 def trl_statistics(inputs: HeadInputs) -> Call:
     """The same function without gradient, asked for the entropy too."""
-    logps_of = _trl(("entropy",))
+    logps_of = trl_logps(("entropy",))
     return _statistics(inputs, lambda *args: logps_of(*args)[:2])
 
 
@@ -251,7 +251,7 @@ def _statistics(
     return Call(run)
 
 
-def _trl(outputs: tuple[str, ...]) -> Callable[..., Sequence[Tensor]]:
+def trl_logps(outputs: tuple[str, ...]) -> Callable[..., Sequence[Tensor]]:
     try:
         from trl.kernels import ChunkedLogProbFunction
         from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as width

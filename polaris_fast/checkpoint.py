@@ -33,7 +33,12 @@ class TrainerState:
 
 
 def save_checkpoint(
-    output_dir: Path, state: TrainerState, write: Callable[[Path], None], *, keep: int | None
+    output_dir: Path,
+    state: TrainerState,
+    write: Callable[[Path], None],
+    *,
+    keep: int | None,
+    spared: int = -1,
 ) -> Path:
     """Write checkpoint-N and drop the oldest beyond `keep`.
 
@@ -42,6 +47,7 @@ def save_checkpoint(
         state: what the trainer needs to go on.
         write: writes model, tokenizer and engine into the folder it is given.
         keep: checkpoints to keep; None keeps all.
+        spared: step of one that is kept besides, the best so far.
 
     Raises:
         UserError: the disk is full or not writable; earlier checkpoints are untouched.
@@ -67,7 +73,8 @@ def save_checkpoint(
         ) from error
     if keep is not None:
         for old in list_checkpoints(output_dir)[:-keep]:
-            shutil.rmtree(old)
+            if old.name != f"checkpoint-{spared}":
+                shutil.rmtree(old)
     return final
 
 

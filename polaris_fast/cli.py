@@ -1,4 +1,4 @@
-"""The `polaris` command: train, generate, plan, judge, report.
+"""The `polaris` command: prepare, sft, train, generate, evaluate, plan, judge, report.
 
 Imports stay inside the commands, so that `--help` and a mistyped key answer at once.
 """
@@ -29,15 +29,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .report.__main__ import main as report_main
 
         return report_main(arguments[1:])
+    if arguments[:1] == ["prepare"]:
+        from .prepare.__main__ import main as prepare_main
+
+        return prepare_main(arguments[1:])
     if arguments[:1] == ["plan"]:
         from .plan.__main__ import main as plan_main
 
         return plan_main(arguments[1:])
+    if arguments[:1] == ["evaluate"]:
+        from .evaluate.command import main as evaluate_main
+
+        return evaluate_main(arguments[1:])
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
     try:
         if known.command == "train":
             return _train(known, parse_overrides(rest))
+        if known.command == "sft":
+            return _sft(known, parse_overrides(rest))
         if rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         return _generate(known)
@@ -84,12 +94,17 @@ def _parser() -> argparse.ArgumentParser:
         "--key value, for example --learning_rate 1e-5 --data.path stories/ --max_steps 100.",
         allow_abbrev=False,
     )
-    train.add_argument("--config", help="YAML file or the name of a shipped configuration")
-    train.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the resolved configuration and the memory it needs, and stop",
+    _add_configuration(
+        train, "print the resolved configuration, the memory and the money it needs, and stop"
     )
+    sft = commands.add_parser(
+        "sft",
+        help="train on the human stories alone, as a warm start for train",
+        description="Supervised training on the data's stories. Takes the configurations of train; "
+        "its own keys are sft.num_epochs, sft.rows_per_step and sft.learning_rate.",
+        allow_abbrev=False,
+    )
+    _add_configuration(sft, "print the resolved configuration and stop")
     generate = commands.add_parser("generate", help="write a story with a trained model")
     generate.add_argument("--model", required=True, help="checkpoint, run folder or hub id")
     generate.add_argument("--prompt", required=True, help="what the story is about")
@@ -98,10 +113,17 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0, help="seed of the sampling")
     generate.add_argument("--temperature", type=float, default=None)
     generate.add_argument("--max-tokens", type=int, default=None)
+    commands.add_parser("prepare", help="make training data from books (polaris prepare --help)")
     commands.add_parser("plan", help="predict memory, time and cost of a run (polaris plan --help)")
+    commands.add_parser("evaluate", help="compare models by length (polaris evaluate --help)")
     commands.add_parser("judge", help="serve or use a judge (polaris judge --help)")
     commands.add_parser("report", help="write a run's HTML report (polaris report --help)")
     return parser
+
+
+def _add_configuration(command: argparse.ArgumentParser, dry_run: str) -> None:
+    command.add_argument("--config", help="YAML file or the name of a shipped configuration")
+    command.add_argument("--dry-run", action="store_true", help=dry_run)
 
 
 def _train(known: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -110,7 +132,7 @@ def _train(known: argparse.Namespace, overrides: dict[str, str]) -> int:
     config = load_config(known.config or _config_of_resumed(overrides), overrides)
     if known.dry_run:
         print(dump_config(config), end="")
-        print(_memory_comment(config), end="")
+        print(_plan_comment(config), end="")
         return 0
     # Tokenizers warn about forks and transformers about the hub on every start otherwise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -119,27 +141,39 @@ def _train(known: argparse.Namespace, overrides: dict[str, str]) -> int:
     return run_training(config)
 
 
-def _memory_comment(config: Config) -> str:
-    """The memory plan on this machine as YAML comments, so that the output stays a configuration.
+def _sft(known: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from .config_file import dump_config, load_config
+    from .sft import run_sft
+    from .sft.settings import supervised
+
+    config = load_config(known.config or _config_of_resumed(overrides), overrides)
+    if known.dry_run:
+        print(dump_config(supervised(config)), end="")
+        return 0
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return run_sft(config)
+
+
+def _plan_comment(config: Config) -> str:
+    """Memory and cost on this machine as YAML comments, so that the output stays a configuration.
 
     A model whose config is not here leaves a line that says so: the configuration itself is good.
     """
     from .model.load import quiet_transformers
-    from .plan.build import resolve_lengths
+    from .plan.build import local_records, resolve_lengths
+    from .plan.estimate import estimate_run, estimate_summary
     from .plan.hardware import this_cpu, this_machine
-    from .plan.memory import memory_plan
-    from .plan.shapes import shape_of_run
     from .plan.table import memory_summary
 
     quiet_transformers()
     machine = this_cpu() if config.device == "cpu" else this_machine()
     name = f"{machine.count} x {machine.name}"
     try:
-        resolved = resolve_lengths(config)
-        plan = memory_plan(resolved, shape_of_run(resolved), machine)
-        text = memory_summary(plan, name) + "More, and other machines: polaris plan --help\n"
+        memory, cost = estimate_run(resolve_lengths(config), machine, local_records(config))
+        text = memory_summary(memory, name) + estimate_summary(memory, cost, machine)
+        text += "\nMore, and other machines: polaris plan --help\n"
     except UserError as error:
-        text = f"no memory plan: {error}\n"
+        text = f"no plan: {error}\n"
     return "".join(f"# {line}".rstrip() + "\n" for line in text.splitlines())
 
 

@@ -20,11 +20,12 @@ from pydantic import (
 
 from polaris_kernels import LossSpec
 
-from .judge_presets import preset_settings
+from .judge_presets import preset_settings, url_from_environment
 from .types import UserError
 
 # YAML 1.1 reads a bare `off` as false.
 _Off = BeforeValidator(lambda value: "off" if value is False else value)
+_Url = Annotated[str | None, BeforeValidator(url_from_environment)]
 _MIN_COMPLETION_LENGTH = 256  # tokens, when the limit is taken from the data
 
 
@@ -65,6 +66,10 @@ class DataConfig(Section):
     """Records with a larger target are left out."""
     length_sentence: str = "The story should be about {words} words long."
     """Appended to the prompt that the policy sees (the judge never sees it); needs `{words}`."""
+    curriculum_steps: int = Field(0, ge=0)
+    """Steps over which prompts go from the shortest targets to all; 0: all from the start."""
+    curriculum_start: float = Field(0.25, gt=0, le=1)
+    """Share of the prompts, the shortest, that a curriculum starts with."""
     thinking: bool | None = None
     """Whether the policy thinks before it writes (`</think>` ends its thinking); null: as the data
     does, on when every human story has its reasoning."""
@@ -126,6 +131,9 @@ class VLLMConfig(Section):
     """Memory for keys and values of a launched server without a GPU, GiB."""
     extra_args: list[str] = Field(default_factory=list)
     """Further arguments of launched servers, such as [--enforce-eager]; they win."""
+    placement: Literal["split", "colocated"] = "split"
+    """`split`: servers have GPUs of their own; `colocated`: each rank launches one on its own GPU,
+    which sleeps while the rank trains."""
     transfer: Literal["auto", "nccl", "ipc", "gloo"] = "auto"
     """How weights reach the servers: `nccl` to other GPUs, `ipc` to a server on the trainer's GPU,
     `gloo` between CPUs; auto: nccl with a GPU, gloo without."""
@@ -137,6 +145,9 @@ class VLLMConfig(Section):
     """Limit on one completion, waiting in the server included."""
     max_attempts: int = Field(4, ge=1)
     """Tries for one completion before the run stops."""
+    max_restarts: int = Field(3, ge=0)
+    """How often lost servers are started again (given ones waited for, `start_timeout_s` each time)
+    before the run stops."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -150,12 +161,34 @@ class VLLMConfig(Section):
                 "transfer ipc reaches one server, on the trainer's GPU; set num_servers to 1, or "
                 "transfer to nccl"
             )
+        if self.placement == "colocated":
+            self._check_colocated()
         need = self.num_servers * self.tensor_parallel_size
         if self.gpus and len(self.gpus) != need:
             raise ValueError(
                 f"gpus must name num_servers * tensor_parallel_size = {need} GPUs, got {self.gpus}"
             )
         return self
+
+    def _check_colocated(self) -> None:
+        one = self.num_servers == self.tensor_parallel_size == 1 and self.launch and not self.gpus
+        if not one:
+            raise ValueError(
+                "placement colocated launches one server on each rank's own GPU: leave launch, "
+                "num_servers, tensor_parallel_size and gpus as they are, or set placement to split "
+                f"(got launch={self.launch}, num_servers={self.num_servers}, "
+                f"tensor_parallel_size={self.tensor_parallel_size}, gpus={self.gpus})"
+            )
+        if self.transfer not in ("auto", "ipc"):
+            raise ValueError(
+                f"transfer {self.transfer} cannot reach a server on the trainer's own GPU; set it "
+                "to auto with placement colocated"
+            )
+        if self.gpu_memory_utilization is None:
+            raise ValueError(
+                "placement colocated shares each GPU between trainer and server: set "
+                "gpu_memory_utilization to the server's share while it writes, such as 0.3"
+            )
 
     def gpus_of(self, number: int) -> list[int]:
         """GPUs of the launched server of this number, from 0."""
@@ -169,6 +202,8 @@ class VLLMConfig(Section):
             UserError: it cannot work there.
         """
         transfer = self.transfer
+        if self.placement == "colocated":
+            transfer = "ipc"
         if transfer == "auto":
             transfer = "nccl" if device_type == "cuda" else "gloo"
         if transfer != "gloo" and device_type != "cuda":
@@ -192,6 +227,9 @@ class RolloutConfig(Section):
     """Rollout engine; `hf` generates with the training weights in place, `vllm` on servers."""
     max_batch_size: int = Field(64, ge=1)
     """Rows decoded together, on each vLLM server; finished rows leave the batch."""
+    max_staleness: int = Field(0, ge=0)
+    """Steps by which the weights that draw a token may be older than those that train on it; above
+    0 later batches are written while earlier ones train (vllm; needs `is_correction`)."""
 
     vllm: VLLMConfig = VLLMConfig()
 
@@ -208,8 +246,8 @@ class RolloutConfig(Section):
 class FallbackConfig(Section):
     """Another judge for groups of which the first refuses a row; null: as the first judge's."""
 
-    base_url: str | None = None
-    """Endpoint ending in /v1; null: there is no fallback, and refused rows are left out."""
+    base_url: _Url = None
+    """Endpoint ending in /v1, or $NAME; null: no fallback, and refused rows are left out."""
     model: str | None = None
     """Model name sent to the endpoint; needed with `base_url`."""
     api_key_env: str | None = None
@@ -245,8 +283,9 @@ class FallbackConfig(Section):
 class JudgeConfig(Section):
     """The LLM judge behind an OpenAI-compatible endpoint."""
 
-    base_url: str | None = None
-    """Endpoint ending in /v1; null: the local heuristic judge is started on loopback."""
+    base_url: _Url = None
+    """Endpoint ending in /v1, or the environment variable that holds it, as $OPENAI_BASE_URL; null:
+    the local heuristic judge is started on loopback."""
     model: str = "local-heuristic"
     """Model name sent to the endpoint."""
     preset: (
@@ -340,8 +379,12 @@ class JudgeConfig(Section):
         """The provider's settings where none are given; what is given always counts."""
         if not isinstance(given, dict) or not isinstance(given.get("base_url"), str):
             return given
+        try:
+            base_url = url_from_environment(given["base_url"])
+        except ValueError:
+            return given  # the field says so under its own name
         choice = given.get("preset", "auto")
-        return preset_settings(given["base_url"], given.get("model"), choice) | given
+        return preset_settings(base_url, given.get("model"), choice) | given
 
     @model_validator(mode="after")
     def _check_cost(self) -> Self:
@@ -490,6 +533,17 @@ class HRIConfig(Section):
     """With `data.thinking`, what to do with a record that has no reasoning."""
 
 
+class SFTConfig(Section):
+    """The supervised warm start, `polaris sft`; everything else is as in training."""
+
+    num_epochs: float = Field(1.0, gt=0)
+    """Passes over the human stories (max_steps above 0 wins)."""
+    rows_per_step: int = Field(16, ge=1)
+    """Stories an update."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """In place of learning_rate; the schedule is the run's."""
+
+
 class PackingConfig(Section):
     """Variable-length micro-batches."""
 
@@ -534,6 +588,27 @@ class LoraConfig(Section):
     """Linear layers that get an adapter: all but the head, or those of these names."""
 
 
+class AlarmConfig(Section):
+    """Signs of reward hacking that are looked for at every step."""
+
+    action: Annotated[Literal["off", "warn", "stop"], _Off] = "warn"
+    """What an alarm does: nothing, a warning, or the end of the run after a checkpoint."""
+    baseline_steps: int = Field(10, ge=1)
+    """First steps of the run, whose means are what later ones are compared with."""
+    patience: int = Field(5, ge=1)
+    """Steps in a row that a sign must last."""
+    max_repetition_rise: float = Field(0.1, ge=0)
+    """Rise of self-repetition above its start."""
+    max_injection: float = Field(0.05, ge=0, le=1)
+    """Share of stories with text for the judge."""
+    max_reference_overlap: float = Field(0.05, ge=0, le=1)
+    """Share of a story's 8-grams that its prompt's human story has."""
+    max_group_similarity: float = Field(0.5, ge=0, le=1)
+    """Shared 4-grams of two rollouts of one group, Jaccard."""
+    min_length_share: float = Field(0.7, gt=0, le=1)
+    """Smallest share of the starting length ratio that a rising reward may be won with."""
+
+
 class GuardConfig(Section):
     """Refuses updates that would wreck the model."""
 
@@ -557,6 +632,10 @@ class Config(Section):
     """`auto` takes the GPU when there is one."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward."""
+    offload_activations: bool = False
+    """What checkpointing keeps, each layer's input, waits for backward in CPU memory."""
+    mlp_tile_tokens: int = Field(0, ge=0)
+    """Tokens that an MLP takes at a time, its wide activations made again in backward; 0: all."""
     logits_dtype: Literal["fp32", "bf16"] = "fp32"
     """Rounding of the logits, to match the rollout engine's."""
 
@@ -641,8 +720,9 @@ class Config(Section):
         "geometric_truncate",
         "geometric_mask",
     ] = "none"
-    """Weight by trainer / rollout engine probability, of a token, a row, or its geometric mean;
-    outside is_floor to is_cap clamped (truncate) or 0 (mask). Human rows weigh 1."""
+    """Weight by trainer / rollout engine probability, of a token or a row's geometric mean (a
+    row's product, `sequence_*`, is refused); outside is_floor to is_cap clamped (truncate) or 0
+    (mask). Human rows weigh 1."""
     is_cap: float | None = Field(2.0, gt=0)
     """Largest such weight; null: no limit."""
     is_floor: float | None = Field(None, ge=0)
@@ -663,6 +743,13 @@ class Config(Section):
     """A checkpoint folder, a run folder (its newest), or null."""
     eval_on_start: bool = False
     """Evaluate the held-out prompts before the first step."""
+    eval_steps: int = Field(0, ge=0)
+    """Evaluate the held-out prompts after every so many steps, too; 0: never."""
+    metric_for_best_model: str | None = None
+    """Metric of the evaluation, such as eval/reward, by which the best checkpoint is kept and
+    linked as `best`; null: none is."""
+    greater_is_better: bool = True
+    """Whether more of that metric is better."""
     eval_on_end: bool = False
     """Evaluate the held-out prompts after the last step."""
     num_eval_generations: int = Field(4, ge=1)
@@ -684,10 +771,12 @@ class Config(Section):
     judge: JudgeConfig = JudgeConfig()
     reward: RewardConfig = RewardConfig()
     hri: HRIConfig = HRIConfig()
+    sft: SFTConfig = SFTConfig()
     packing: PackingConfig = PackingConfig()
     engine: EngineConfig = EngineConfig()
     lora: LoraConfig = LoraConfig()
     guard: GuardConfig = GuardConfig()
+    alarms: AlarmConfig = AlarmConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -705,6 +794,11 @@ class Config(Section):
                 f"must hold the longest row, max_prompt_length + max_completion_length = {longest};"
                 " raise it or lower one of them"
             )
+        if self.offload_activations and not self.gradient_checkpointing:
+            raise ValueError(
+                "offload_activations moves what checkpointing keeps, but gradient_checkpointing is "
+                "false; set it to true, or offload_activations to false"
+            )
         if self.max_steps == 0:
             raise ValueError("max_steps must be -1 or at least 1, got 0")
         if self.judge.canary_steps and self.reward.function is not None:
@@ -719,10 +813,48 @@ class Config(Section):
                     "engine.zero_stage 3 keeps in shards; set engine.zero_stage to 2 or "
                     "rollout.engine to hf"
                 )
+        self._check_staleness()
         self._check_loss()
         return self
 
+    def _check_staleness(self) -> None:
+        stale = f"rollout.max_staleness ({self.rollout.max_staleness})"
+        if self.rollout.max_staleness == 0:
+            return
+        if self.rollout.engine == "hf":
+            raise ValueError(
+                f"{stale}: rollout.engine hf writes with the weights that train, so it cannot "
+                "write ahead; set rollout.engine to vllm, or max_staleness to 0"
+            )
+        if self.rollout.vllm.placement == "colocated":
+            raise ValueError(
+                f"{stale}: colocated servers sleep while their GPU trains; set "
+                "rollout.vllm.placement to split, or max_staleness to 0"
+            )
+        if self.zero_spread_resample_rounds:
+            raise ValueError(
+                f"{stale}: batches are written ahead, so none can ask for more prompts; set "
+                f"zero_spread_resample_rounds ({self.zero_spread_resample_rounds}) to 0"
+            )
+        if self.eval_steps:
+            raise ValueError(
+                f"{stale}: servers that write ahead cannot write held-out stories in between; set "
+                f"eval_steps ({self.eval_steps}) to 0, or max_staleness to 0"
+            )
+        if self.is_correction == "none":
+            raise ValueError(
+                f"{stale}: rows of older weights need a correction; set is_correction to "
+                "token_truncate, token_mask, geometric_truncate or geometric_mask"
+            )
+
     def _check_loss(self) -> None:
+        if self.is_correction.startswith("sequence"):
+            raise ValueError(
+                f"is_correction ({self.is_correction}) multiplies the ratios of all tokens of a "
+                "story, thousands of them, which overflows or vanishes; set it to "
+                "geometric_truncate or geometric_mask (their geometric mean), or to token_truncate "
+                "or token_mask"
+            )
         own = {field.name for field in fields(LossSpec)}
         for name in self.loss_options:
             if name in type(self).model_fields or name == "human_ratio":

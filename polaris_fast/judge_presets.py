@@ -10,6 +10,7 @@ says where to look when a provider has moved on. No prices: they change faster.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -139,6 +140,21 @@ PRESETS = (
         local_port=11434,
     ),
 )
+
+
+def url_from_environment(value: Any) -> Any:
+    """`$NAME` is what the environment variable NAME holds; anything else stays as it is.
+
+    Raises:
+        ValueError: the variable is not set, or empty.
+    """
+    if not isinstance(value, str) or not value.startswith("$"):
+        return value
+    name = value[1:].strip("{}")
+    found = os.environ.get(name, "").strip()
+    if not found:
+        raise ValueError(f"environment variable {name!r} is not set; set it, or give the URL")
+    return found
 
 
 def find_preset(base_url: str | None, choice: str | None = "auto") -> Preset | None:

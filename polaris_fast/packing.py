@@ -20,6 +20,8 @@ from torch import Tensor
 
 from polaris_fast.model.layout import PackedLayout, upload
 
+_FULL = 0.85  # of a round's token budget, for a round that need not wait for more rows
+
 
 class TokenRow(Protocol):
     """What packing needs of a row."""
@@ -246,6 +248,34 @@ def plan_rounds(
     if num_ranks > 1:
         slots.sort(key=lambda slot: -sum(cost(lengths[row]) for row in slot))
     return [slots[i : i + num_ranks] for i in range(0, len(slots), num_ranks)]
+
+
+def split_full_rounds(
+    rounds: Sequence[list[list[int]]],
+    lengths: Sequence[int],
+    token_budget: int,
+    num_ranks: int,
+) -> tuple[list[list[list[int]]], list[int]]:
+    """The rounds worth running before more rows are there, and the rows of the others.
+
+    A round is, when every rank has a slot in it and its slots are nearly full: rows of a round that
+    is not get better company, and shorter waits of the ranks for each other, from later rows.
+
+    Args:
+        rounds: as `plan_rounds` made them of `lengths`.
+    Returns:
+        full rounds in their order, and the indices of all other rows, rising.
+    """
+    if sum(lengths) < num_ranks * token_budget:
+        return [], list(range(len(lengths)))
+    tokens = _FULL * num_ranks * token_budget
+    full = [
+        slots
+        for slots in rounds
+        if len(slots) == num_ranks and sum(lengths[i] for slot in slots for i in slot) >= tokens
+    ]
+    taken = {i for slots in full for slot in slots for i in slot}
+    return full, [i for i in range(len(lengths)) if i not in taken]
 
 
 def _balance(

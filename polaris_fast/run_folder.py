@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from .best import forget_best_after
 from .checkpoint import list_checkpoints
 from .config import Config
 from .config_file import dump_config
@@ -94,6 +95,10 @@ def forget_after(run_dir: Path, step: int) -> list[str]:
     """
     drop_stories_after(run_dir, step)
     (run_dir / "eval-end.json").unlink(missing_ok=True)
+    for evaluation in run_dir.glob("eval-step-*.json"):
+        if int(evaluation.stem.rpartition("-")[2]) > step:
+            evaluation.unlink()
+    forget_best_after(run_dir, step)
     later = [p for p in list_checkpoints(run_dir) if int(p.name.rpartition("-")[2]) > step]
     for checkpoint in later:
         aside = run_dir / "superseded" / checkpoint.name

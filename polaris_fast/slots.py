@@ -8,6 +8,7 @@ Shapes: N target tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from .packing import PackedBatch, RowCost, pack_rows
 from .types import Row, RowKind, UserError
 
 Sums = dict[str, torch.Tensor]
+
+_MAX_LOG_RATIO = 20.0  # one absurd token must not hide the others of a mean
 
 
 @dataclass
@@ -110,7 +113,7 @@ class SlotTrainer:
             ref_logps = self.engine.ref_logps(batch) if self.config.beta > 0 else None
             slot = Slot(batch, list(rows), ref_logps)
             slot.old_logps = self._backward(slot, denominator)
-            self._sums.add(PassSums(sampling=sampling_gap(slot, slot.old_logps)))
+            self._sums.add(PassSums(sampling=sampling_gap(slot, slot.old_logps, self.config)))
             if self.config.num_iterations > 1:
                 self._slots.append(slot)
 
@@ -162,23 +165,42 @@ def _check_rollout_logps(rows: Sequence[Row]) -> None:
             )
 
 
-def sampling_gap(slot: Slot, logps: torch.Tensor) -> Sums:
-    """|trainer's - rollout engine's log-prob| of policy tokens: the same weights made both.
+def sampling_gap(slot: Slot, logps: torch.Tensor, config: Config) -> Sums:
+    """How far the trainer's log-probs are from the rollout engine's, over policy tokens.
 
-    `sum_filter_gain` is what penalty, top-k and top-p add to the log-prob of the tokens they keep.
+    With l the difference trainer - engine: `sum_sampling_gap` adds |l|, `sum_mismatch_kl` adds
+    exp(l) - 1 - l (k3, of KL(engine || trainer)), `num_is_high` and `num_is_low` count the tokens
+    whose importance weight is clamped or masked at `is_cap` and `is_floor`. `sum_filter_gain` is
+    what penalty, top-k and top-p add to the log-prob of the tokens they keep.
     """
     engine = slot.rollout_logps
     filtered = slot.batch.gather_targets(
         [row.sampler_logps for row in slot.rows], missing=float("nan")
     )
     sampled = ~engine.isnan()
-    gap = torch.where(sampled, (logps - engine).abs(), 0.0)
+    ahead = torch.where(sampled, logps - engine, 0.0)
+    gap = ahead.abs()
+    log_weight = ahead
+    if config.is_correction.startswith("geometric"):
+        log_weight = _row_means(ahead, slot.batch.target_row, len(slot.rows))
+    low, high = config.is_floor or 0.0, math.inf if config.is_cap is None else config.is_cap
+    limited = sampled if config.is_correction != "none" else torch.zeros_like(sampled)
     return {
+        "sum_mismatch_kl": (ahead.clamp(max=_MAX_LOG_RATIO).exp() - 1 - ahead).sum(),
+        "num_is_high": (limited & (log_weight.exp() > high)).sum(),
+        "num_is_low": (limited & (log_weight.exp() < low)).sum(),
         "sum_sampling_gap": gap.sum(),
         "sum_filter_gain": torch.where(sampled, filtered - engine, 0.0).sum(),
         "num_sampled_tokens": sampled.sum(),
         "max_sampling_gap": gap.max() if gap.numel() else gap.sum(),
     }
+
+
+def _row_means(values: torch.Tensor, row: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """(N,) the mean over each token's row; values and row ids are (N,)."""
+    sums = values.new_zeros(num_rows).index_add(0, row, values)
+    counts = values.new_zeros(num_rows).index_add(0, row, torch.ones_like(values))
+    return (sums / counts.clamp(min=1))[row]
 
 
 def loss_rows(slot: Slot, denominator: float, *, weight: float | None = None) -> LossRows:

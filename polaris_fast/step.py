@@ -8,7 +8,7 @@ groups that drop out later are made good by rescaling the gradients before clipp
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,14 +16,14 @@ import torch
 from polaris_kernels import LossSpec
 
 from .advantages import assign_advantages
+from .batch import Batch, BatchWriter
 from .config import Config
 from .engine import UpdateResult
-from .groups import build_groups, row_seed
 from .metrics import PhaseClock
-from .packing import plan_rounds
+from .packing import plan_rounds, split_full_rounds
 from .progress import Progress
 from .prompts import PromptBuilder
-from .rollout import Completion, RolloutEngine, RolloutRequest, SamplingParams
+from .rollout import Completion, RolloutEngine
 from .scoring import StepScorer
 from .slots import PassSums, Slots
 from .types import Group, Row, RowKind, StoryRecord
@@ -33,6 +33,7 @@ from .types import Group, Row, RowKind, StoryRecord
 class StepResult:
     """Everything a step leaves for metrics, logs and tests."""
 
+    step: int  # optimizer steps before it
     groups: list[Group]
     updates: list[UpdateResult]
     loss_sums: dict[str, torch.Tensor]  # of the last update, added over its micro-batches
@@ -42,6 +43,7 @@ class StepResult:
     num_tokens: int  # completion tokens generated
     train_tokens: int  # tokens through forward and backward, all updates
     clock: PhaseClock
+    generation_s: float  # that the rollout engine wrote, also while another step trained
     trace: list[tuple[float, str, str]] = field(default_factory=list)
 
     @property
@@ -64,6 +66,7 @@ class GRPOStep:
         view: Progress,
         check_stop: Callable[[], None],
         fixed_order: bool,
+        earlier: Mapping[str, Completion] | None = None,
     ) -> None:
         """
         Args:
@@ -71,11 +74,18 @@ class GRPOStep:
             make_scorer: a fresh scorer for each step, booking its waits on the step's clock.
             check_stop: called at safe points; raises to abandon the step.
             fixed_order: groups train in index order (deterministic) instead of earliest first.
+            earlier: see `BatchWriter`.
         """
-        self.config, self.slots, self.rollouts, self.builder = config, slots, rollouts, builder
-        self.spec, self.make_scorer, self.view = spec, make_scorer, view
+        self.config, self.slots, self.spec, self.view = config, slots, spec, view
         self.check_stop, self.fixed_order = check_stop, fixed_order
-        self.sampling = SamplingParams.from_config(config, builder.stop_ids)
+        self.writer = BatchWriter(
+            config,
+            rollouts=rollouts,
+            builder=builder,
+            make_scorer=make_scorer,
+            view=view,
+            earlier=earlier,
+        )
 
     def run(
         self, step: int, human_weight: float, next_record: Callable[[int], StoryRecord]
@@ -87,9 +97,23 @@ class GRPOStep:
             human_weight: weight of human rows at this step.
             next_record: the step's n-th prompt, n from 0.
         """
-        run = _Running(self, step, human_weight, next_record)
+        return self._run(_Running(self, self.writer.begin(step, human_weight), next_record))
+
+    def train(self, await_batch: Callable[[], Batch]) -> StepResult:
+        """As `run`, on a batch that is written elsewhere: only the wait for it counts as rollout.
+
+        Args:
+            await_batch: returns the batch once all its rows are written.
+        """
+        clock, begun = PhaseClock(), time.perf_counter()
+        with clock.phase("rollout"):
+            batch = await_batch()
+        batch.book_on(clock)
+        return self._run(_Running(self, batch, None, begun))
+
+    def _run(self, running: _Running) -> StepResult:
         try:
-            return run.result()
+            return running.result()
         finally:
             self.slots.end_step()
 
@@ -100,23 +124,19 @@ class _Running:
     def __init__(
         self,
         parts: GRPOStep,
-        step: int,
-        human_weight: float,
-        next_record: Callable[[int], StoryRecord],
+        batch: Batch,
+        next_record: Callable[[int], StoryRecord] | None,
+        begun: float | None = None,
     ) -> None:
-        self.parts, self.step, self.human_weight = parts, step, human_weight
+        self.parts, self.batch, self.next_record = parts, batch, next_record
         self.config, self.slots, self.view = parts.config, parts.slots, parts.view
-        self.next_record = next_record
-        self.prompts_used = 0
-        self.groups: list[Group] = []
-        self.clock = PhaseClock()
-        self.scorer = parts.make_scorer(self.clock)
-        self.trace = [(time.perf_counter(), "step", "start")]
+        self.clock, self.scorer = batch.clock, batch.scorer
+        self.trace = [(begun or time.perf_counter(), "step", "start")]
         self.planned = 0.0  # denominator that backward used
         self.sums = PassSums()  # over the passes of this step; its loss is the last pass's
 
     def result(self) -> StepResult:
-        new = self._write(self.config.prompts_per_step)
+        new = self.batch.groups or self._write(self.config.prompts_per_step)
         # Further rounds keep the first one's denominator; the final rescale makes it exact.
         self.planned = self._denominator([r for g in new for r in g.rows])
         self._train_ready(new)
@@ -129,118 +149,90 @@ class _Running:
         updates = self._update_all()
         self.trace.append((time.perf_counter(), "step", "end"))
         return StepResult(
-            groups=self.groups,
+            step=self.batch.step,
+            groups=self.batch.groups,
             updates=updates,
             loss_sums=self.sums.loss,
             sampling_sums=self.sums.sampling,
-            human_weight=self.human_weight,
-            prompts_used=self.prompts_used,
-            num_tokens=sum(len(r.completion_ids) for r in self._policy_rows()),
+            human_weight=self.batch.human_weight,
+            prompts_used=self.batch.prompts_used,
+            num_tokens=sum(
+                len(r.completion_ids) for r in self.batch.rows if r.kind is RowKind.POLICY
+            ),
             train_tokens=self.sums.train_tokens,
             clock=self.clock,
-            trace=sorted(self.trace + self.scorer.trace),
+            generation_s=self.batch.generation_s,
+            trace=sorted(self.trace + self.batch.trace + self.scorer.trace),
         )
-
-    def _policy_rows(self) -> list[Row]:
-        return [r for g in self.groups for r in g.rows if r.kind is RowKind.POLICY]
-
-    # rollouts -------------------------------------------------------------------------------
 
     def _write(self, num_prompts: int) -> list[Group]:
-        """Generate groups for the next prompts; each row is submitted the moment it ends."""
-        records = [self.next_record(self.prompts_used + n) for n in range(num_prompts)]
-        self.prompts_used += num_prompts
-        groups = build_groups(
-            records,
-            self.parts.builder,
-            step=self.step,
-            num_generations=self.config.num_generations,
-            human_weight=self.human_weight,
-            first_index=len(self.groups),
-        )
-        self.groups += groups
-        rows = [row for group in groups for row in group.rows]
-        self.view.phase("judging", len(rows))
-        for row in rows:
-            if row.kind is RowKind.HUMAN:
-                self.scorer.submit(row)
-        policy = [row for row in rows if row.kind is RowKind.POLICY]
-        self.view.phase("writing", len(policy))
+        """Groups for the next prompts."""
+        assert self.next_record is not None  # a batch written ahead is whole
+        first = self.batch.prompts_used
+        records = [self.next_record(first + n) for n in range(num_prompts)]
         with self.clock.phase("rollout"):
-            self.parts.rollouts.generate(
-                [
-                    RolloutRequest(tuple(r.prompt_ids), row_seed(self.config.seed, r.row_id))
-                    for r in policy
-                ],
-                self.parts.sampling,
-                lambda index, completion: self._finish(policy[index], completion),
-                lambda alive: self.parts.check_stop(),
+            return self.parts.writer.write(
+                self.batch, records, lambda alive: self.parts.check_stop()
             )
-        self.trace.append((time.perf_counter(), "rollout", "end"))
-        return groups
-
-    def _finish(self, row: Row, completion: Completion) -> None:
-        row.completion_ids = completion.completion_ids
-        row.rollout_logps = completion.rollout_logps
-        row.sampler_logps = completion.sampler_logps
-        row.finish_reason = completion.finish_reason
-        row.thinking, row.story = self.parts.builder.decode(completion.completion_ids)
-        self.scorer.submit(row)
-        self.view.advance(1, phase="writing")
 
     # training -------------------------------------------------------------------------------
 
     def _train_ready(self, groups: list[Group]) -> None:
         self.view.phase("training", len(groups))
+        waiting: list[Row] = []
         for ready in self._batches(groups):
             with self.clock.phase("train"):
-                self._train(ready)
+                waiting += [row for group in ready for row in group.rows if row.trained]
+                waiting = self._train(ready, waiting, wait=self.slots.num_ranks > 1)
                 self.view.advance(len(ready), phase="training")
+        if waiting:
+            with self.clock.phase("train"):
+                self._train([], waiting, wait=False)
 
     def _batches(self, groups: list[Group]) -> Iterator[list[Group]]:
-        """Groups to train together, with their advantages, in the order they become ready.
+        """Groups with their advantages, in the order they become ready.
 
-        One group at a time keeps one rank busy; several ranks wait for enough rows to fill one
-        micro-batch each. Statistics that span the batch wait for all of it.
+        Statistics that span the batch wait for all of it.
         """
         ready = self.scorer.ready_groups(groups, fixed_order=self.parts.fixed_order)
         if self.config.scale_rewards == "batch":
             whole = list(ready)
-            assign_advantages(whole, self.config, self.human_weight)
+            assign_advantages(whole, self.config, self.batch.human_weight)
             yield whole
             return
-        enough = (self.slots.num_ranks - 1) * self.config.packing.max_tokens_per_microbatch
-        waiting: list[Group] = []
         for group in ready:
-            assign_advantages([group], self.config, self.human_weight)
-            waiting.append(group)
-            if sum(row.num_tokens for g in waiting for row in g.rows if row.trained) >= enough:
-                yield waiting
-                waiting = []
-        if waiting:
-            yield waiting
+            assign_advantages([group], self.config, self.batch.human_weight)
+            yield [group]
 
-    def _train(self, groups: list[Group]) -> None:
+    def _train(self, groups: list[Group], rows: list[Row], *, wait: bool) -> list[Row]:
+        """Forward and backward of rows, those of earlier groups among them.
+
+        Args:
+            groups: that have just become ready.
+            wait: leave rows for later that do not fill a micro-batch on every rank.
+        Returns:
+            the rows that were left.
+        """
         names = " ".join(str(group.index) for group in groups)
         self.trace.append((time.perf_counter(), "train", f"start {names}"))
-        rows = [row for group in groups for row in group.rows if row.trained]
-        rounds = plan_rounds(
-            [row.num_tokens for row in rows],
-            self.config.packing.max_tokens_per_microbatch,
-            cost=self.slots.row_cost,
-            num_ranks=self.slots.num_ranks,
-        )
+        lengths = [row.num_tokens for row in rows]
+        budget, num_ranks = self.config.packing.max_tokens_per_microbatch, self.slots.num_ranks
+        rounds = plan_rounds(lengths, budget, cost=self.slots.row_cost, num_ranks=num_ranks)
+        left: list[int] = []
+        if wait:
+            rounds, left = split_full_rounds(rounds, lengths, budget, num_ranks)
         for slots in rounds:
             self.parts.check_stop()
             self.slots.first_pass([[rows[i] for i in slot] for slot in slots], self.planned)
         self.trace.append((time.perf_counter(), "train", f"end {names}"))
+        return [rows[i] for i in left]
 
     def _update_all(self) -> list[UpdateResult]:
         """The first update ends the overlapped pass; the others go over the same slots again."""
-        actual = self._denominator([r for g in self.groups for r in g.rows if r.trained])
+        actual = self._denominator([r for g in self.batch.groups for r in g.rows if r.trained])
         self.sums = self.slots.take_sums()
         if actual == 0:
-            self.view.warn(f"step {self.step + 1}: no group could be trained, no update")
+            self.view.warn(f"step {self.batch.step + 1}: no group could be trained, no update")
             self.slots.skip_updates(self.config.num_iterations)
             return []
         scale = self.planned / actual

@@ -5,8 +5,8 @@ Means over rows are over scored policy rows; a failed row has no reward and no s
 
 from __future__ import annotations
 
-import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from polaris_kernels import mean_metrics
 
 from .step import StepResult
+from .text_stats import abs_log_ratio, is_within
 from .types import FinishReason, Group, Row, RowKind, Scored
 
 
@@ -25,7 +26,8 @@ def step_metrics(result: StepResult) -> dict[str, float]:
         **length_metrics(policy),
         **_group_metrics(result.groups),
         **_loss_metrics(result.loss_sums),
-        **_sampling_metrics(result.sampling_sums),
+        **_sampling_metrics(result.sampling_sums, corrected="sum_is_weight" in result.loss_sums),
+        **staleness_metrics(policy, result.step),
         **_hri_metrics(result),
         **_perf_metrics(result),
     }
@@ -67,13 +69,11 @@ def length_metrics(rows: Sequence[Row]) -> dict[str, float]:
     }
     scored = [(r.reward.words, r.record.target_word_count) for r in rows if r.reward is not None]
     if scored:
-        # An empty story counts as one word: ln 0 would hide every other row.
-        errors = [abs(math.log(max(words, 1) / target)) for words, target in scored]
         metrics |= {
-            "length/abs_log_ratio": _mean(errors),
+            "length/abs_log_ratio": _mean(abs_log_ratio(words, target) for words, target in scored),
             "length/ratio": _mean(words / target for words, target in scored),
             "length/words": _mean(words for words, _ in scored),
-            "length/within_20": _mean(abs(words / target - 1) <= 0.2 for words, target in scored),
+            "length/within_20": _mean(is_within(words, target, 0.2) for words, target in scored),
         }
     return metrics
 
@@ -134,27 +134,55 @@ def _loss_metrics(sums: dict[str, torch.Tensor]) -> dict[str, float]:
     return metrics
 
 
-def _sampling_metrics(sums: dict[str, torch.Tensor]) -> dict[str, float]:
-    """How far the rollout engine's log-probs are from the trainer's (TRL's names)."""
+def _sampling_metrics(sums: dict[str, torch.Tensor], *, corrected: bool) -> dict[str, float]:
+    """How far the rollout engine's log-probs are from the trainer's (TRL's names).
+
+    `corrected`: an importance correction weighs tokens by it, so some may meet its limits.
+    """
     if not sums:
         return {}
-    names = ("sum_sampling_gap", "max_sampling_gap", "sum_filter_gain", "num_sampled_tokens")
-    total, largest, gain, tokens = torch.stack([sums[n].double() for n in names]).tolist()
-    return {
-        "sampling/sampling_logp_difference/mean": total / max(tokens, 1.0),
-        "sampling/sampling_logp_difference/max": largest,
-        "sampling/filter_gain": gain / max(tokens, 1.0),
+    names = list(sums)
+    values = dict(zip(names, torch.stack([sums[n].double() for n in names]).tolist(), strict=True))
+    tokens = max(values["num_sampled_tokens"], 1.0)
+    metrics = {
+        "sampling/sampling_logp_difference/mean": values["sum_sampling_gap"] / tokens,
+        "sampling/sampling_logp_difference/max": values["max_sampling_gap"],
+        "sampling/filter_gain": values["sum_filter_gain"] / tokens,
+        "sampling/mismatch_kl": values["sum_mismatch_kl"] / tokens,
     }
+    if corrected:
+        metrics["is_weight/high_mean"] = values["num_is_high"] / tokens
+        metrics["is_weight/low_mean"] = values["num_is_low"] / tokens
+    return metrics
+
+
+def staleness_metrics(rows: Sequence[Row], step: int) -> dict[str, float]:
+    """By how many updates the weights that drew each token are older than those it trains.
+
+    `staleness/share_N` is the share of tokens that are N updates old: a histogram over N.
+    """
+    tokens: Counter[int] = Counter()
+    for row in rows:
+        for span in row.versions:
+            tokens[step - span.version] += span.end - span.start
+    total = tokens.total()
+    if not total:
+        return {}
+    shares = {f"staleness/share_{lag}": count / total for lag, count in sorted(tokens.items())}
+    mean = sum(lag * count for lag, count in tokens.items()) / total
+    return {"staleness/mean": mean, "staleness/max": float(max(tokens)), **shares}
 
 
 def _perf_metrics(result: StepResult) -> dict[str, float]:
     clock = result.clock
     metrics = dict(clock.metrics())
     metrics["num_step_tokens"] = float(result.num_tokens)
-    rollout_s, step_s = clock.seconds("rollout"), result.trace[-1][0] - result.trace[0][0]
+    when = {what: at for at, kind, what in result.trace if kind == "step"}
+    step_s = when["end"] - when["start"]
     metrics["perf/step_s"] = step_s
-    if rollout_s > 0:
-        metrics["perf/rollout_tokens_per_s"] = result.num_tokens / rollout_s
+    metrics["perf/generation_s"] = result.generation_s
+    if result.generation_s > 0:
+        metrics["perf/rollout_tokens_per_s"] = result.num_tokens / result.generation_s
     if step_s > 0:
         metrics["perf/tokens_per_s"] = result.train_tokens / step_s
     return metrics

@@ -28,6 +28,7 @@ def row_to_dict(row: Row) -> dict[str, Any]:
         "story": row.story,
         "finish_reason": row.finish_reason.value if row.finish_reason else None,
         "num_tokens": len(row.completion_ids),
+        "versions": [[span.version, span.start, span.end] for span in row.versions],
         "outcome": type(outcome).__name__.lower() if outcome else None,
         "reason": reason,
         "quality": scored.quality if scored else None,

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shlex
 import shutil
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +15,8 @@ from typing import Any
 
 import torch
 
+from .alarms import AlarmWatch
+from .best import read_best
 from .checkpoint import (
     TrainerState,
     find_checkpoint,
@@ -25,24 +24,29 @@ from .checkpoint import (
     load_state,
     save_checkpoint,
 )
+from .closing_words import closing_words, short_path
+from .collector import setup_spared
 from .config import Config
-from .data import PromptOrder, load_records, split_records, with_thinking
+from .curriculum import prompt_order
+from .data import load_records, split_records, with_thinking
 from .embedded import build_embedded, embedded_tokenizer
-from .evaluate import evaluate, write_evaluation
+from .evaluate import evaluate
 from .groups import hri_weight
+from .in_flight import read_rows, write_rows
 from .judge import JudgePool, Scorer, open_scorer
 from .judge.canary import CanaryWatch
 from .metrics import METRICS_FILE, MetricsLog, PhaseClock, read_metrics
-from .model.load import quiet_transformers, read_config
-from .model.parity import PackingLeak
-from .progress import Progress, make_view
+from .model.load import read_config
+from .model_card import write_model_card
+from .pipeline import Pipeline
+from .plan.estimate import estimate_before_run
+from .progress import Progress
 from .prompts import PromptBuilder, load_tokenizer, stop_ids_of
-from .ranks import join_world
 from .ranks.conductor import Conductor
-from .ranks.follower import follow
 from .ranks.parts import Orders, build_parts, check_engine, choose_device
 from .report import write_report
 from .rollout_parity import check_logprobs
+from .run_evaluations import RunEvaluations, check_metric
 from .run_folder import (
     check_same_run,
     check_unused,
@@ -52,6 +56,8 @@ from .run_folder import (
     write_summary,
 )
 from .scoring import StepScorer
+from .session import conduct
+from .signs import story_signs
 from .step import GRPOStep, StepResult
 from .step_metrics import step_metrics
 from .stopping import StopFlag, StopRequested
@@ -61,39 +67,11 @@ from .types import StoryRecord, UserError
 
 def run_training(config: Config) -> int:
     """Run a configuration to its end; returns the exit status (0 done, 2 user error, 130 stop)."""
-    with join_world() as world:
-        if not world.is_conductor:
-            return follow(world, build_parts)
-        with Conductor(world) as conductor:
-            return _conduct(config, conductor)
-
-
-def _conduct(config: Config, conductor: Conductor) -> int:
-    quiet_transformers()
-    view = make_view(config.progress)
-    flag = StopFlag()
-    try:
-        with flag.installed(), view:
-            trainer = Trainer(config, view, flag, conductor)
-            status = trainer.run()
-    except (UserError, PackingLeak) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        if not is_disk_fault(error):
-            raise
-        print(
-            f"error: output_dir: the disk is full or not writable ({error}); free some space or "
-            "give another output_dir, then go on with resume_from_checkpoint",
-            file=sys.stderr,
-        )
-        return 2
-    print(trainer.closing_words())
-    return 0 if status == "finished" else 130
+    return conduct(config, Trainer)
 
 
 class Trainer:
-    """One training run."""
+    """One training run; see `session.Run`."""
 
     def __init__(
         self, config: Config, view: Progress, flag: StopFlag, conductor: Conductor
@@ -111,6 +89,7 @@ class Trainer:
         )
         records = load_records(config.data)
         self.train_records, self.eval_records = split_records(config.data, records)
+        check_metric(config, len(self.eval_records))
         thinking = with_thinking(config.data, self.train_records)
         self.config = config.model_copy(update={"data": thinking})
         self.checkpoint = (
@@ -130,6 +109,8 @@ class Trainer:
         self.builder = PromptBuilder(self.tokenizer, self.config)
         self.num_human = self._check_records()
         self.saved_step = self.state.step
+        self.pipeline: Pipeline | None = None
+        self.settle_s = 0.0  # since the last step
         self.total_steps = self._total_steps()
         self.status, self.reason = "running", ""
 
@@ -164,8 +145,11 @@ class Trainer:
                 self.total_steps,
                 history=read_metrics(self.run_dir / METRICS_FILE),
             )
+            if note := self._estimate():
+                self.view.note(note)
             try:
                 self._setup(stack)
+                stack.enter_context(setup_spared())
                 self._loop()
                 self.status = "finished"
             except StopRequested as stop:
@@ -193,23 +177,7 @@ class Trainer:
 
     def closing_words(self) -> str:
         """What a person should know and do next."""
-        run, python = shlex.quote(_short(self.run_dir)), shlex.quote(_short(sys.executable))
-        lines = [f"report      {_short(self.report)}"]
-        last = self.run_dir / f"checkpoint-{self.state.step}"
-        if last.is_dir():
-            lines.append(f"checkpoint  {_short(last)}")
-        if self.status != "interrupted":
-            lines.append(
-                f'write       {python} -m polaris_fast generate --model {run} --prompt "..." '
-                "--words 60"
-            )
-        elif last.is_dir():
-            lines.append(
-                f"continue    {python} -m polaris_fast.train --resume_from_checkpoint {run}"
-            )
-        else:
-            lines.append("no step was finished: start the run anew")
-        return "\n".join(lines)
+        return closing_words(self.run_dir, self.report, self.state.step, self.status)
 
     # set-up -----------------------------------------------------------------------------------
 
@@ -278,7 +246,15 @@ class Trainer:
             self.view.note(f"resumed from {self.checkpoint}")
             if aside:
                 self.view.note(f"put aside into superseded/: {', '.join(aside)}")
-        self.order = PromptOrder(len(self.train_records), config.seed)
+        self.order = prompt_order(config, self.train_records)
+        self.alarms = AlarmWatch(config.alarms, read_metrics(self.run_dir / METRICS_FILE))
+        self.evaluations = RunEvaluations(
+            config,
+            self.run_dir,
+            evaluate=self._evaluate if self.eval_records else None,
+            save=self._save_unsaved,
+            note=self.view.note,
+        )
         self.canaries = CanaryWatch(
             self.source, config.judge, run=str(self.run_dir), warn=self.view.warn
         )
@@ -292,6 +268,7 @@ class Trainer:
             view=self.view,
             check_stop=self._look_up,
             fixed_order=self.deterministic,
+            earlier=read_rows(self.checkpoint) if self.checkpoint and self._writes_ahead else None,
         )
 
     def _base_model(self) -> str:
@@ -337,26 +314,72 @@ class Trainer:
     # the loop ---------------------------------------------------------------------------------
 
     def _loop(self) -> None:
-        if self.config.eval_on_start and self.state.step == 0:
-            self._evaluate("start")
-        while self.state.step < self.total_steps:
-            step = self.state.step
-            weight = hri_weight(self.config.hri, step)
-            self.canaries.begin(step)
-            self._sync()
-            self._finish_step(self.step.run(step, weight, self._record))
-            if self.config.save_steps and self.state.step % self.config.save_steps == 0:
-                self._save()
+        if self.state.step == 0:
+            self.evaluations.at_start()
+        with ExitStack() as stack:
+            if self._writes_ahead:
+                self.pipeline = stack.enter_context(self._open_pipeline())
+            while self.state.step < self.total_steps:
+                self.canaries.begin(self.state.step)
+                self._sync()
+                self._finish_step(self._run_step(self.state.step))
+                if self.config.save_steps and self.state.step % self.config.save_steps == 0:
+                    self._settle()
+                    self._save()
+                is_last = self.state.step == self.total_steps
+                self.evaluations.after_step(self.state.step, is_last=is_last)
+        self.pipeline = None
         self._save_unsaved()
-        if self.config.eval_on_end:
-            self._evaluate("end")
+        self.evaluations.at_end(self.state.step)
+        self._write_card()
+
+    def _run_step(self, step: int) -> StepResult:
+        if self.pipeline is not None:
+            pipeline = self.pipeline
+            return self.step.train(lambda: pipeline.take(step))
+        return self.step.run(step, hri_weight(self.config.hri, step), self._record)
+
+    @property
+    def _writes_ahead(self) -> bool:
+        return self.config.rollout.max_staleness > 0
+
+    def _open_pipeline(self) -> Pipeline:
+        first, cursor = self.state.step, self.state.prompt_cursor
+        num_prompts = self.config.prompts_per_step
+
+        def plan(step: int) -> tuple[list[StoryRecord], float]:
+            start = cursor + (step - first) * num_prompts
+            records = [self.train_records[self.order[start + n]] for n in range(num_prompts)]
+            return records, hri_weight(self.config.hri, step)
+
+        return Pipeline(
+            self.step.writer,
+            self.rollouts,
+            plan,
+            first_step=first,
+            total_steps=self.total_steps,
+            max_staleness=self.config.rollout.max_staleness,
+            in_step=self.deterministic,
+            check_stop=self._look_up,
+        )
+
+    def _settle(self) -> None:
+        """Wait for rows that must be drawn by the weights of before the last update, if any."""
+        if self.pipeline is not None:
+            started = time.perf_counter()
+            self.pipeline.settle(self.state.step)
+            self.settle_s += time.perf_counter() - started
 
     def _sync(self) -> None:
         """The rollout engine writes with the present weights from here on."""
+        self._settle()
         if self.config.rollout.engine == "vllm":
             self.view.phase("sending the weights")
         started = time.perf_counter()
-        self.rollouts.sync(self.state.step, self._look_up)
+        if self.pipeline is not None:
+            self.pipeline.sync(self.state.step)
+        else:
+            self.rollouts.sync(self.state.step, self._look_up)
         self.sync_s = time.perf_counter() - started
 
     def _record(self, offset: int) -> StoryRecord:
@@ -373,10 +396,13 @@ class Trainer:
             "epoch": self.state.prompt_cursor / len(self.train_records),
             "num_tokens": self.state.num_tokens,
             **step_metrics(result),
+            **story_signs(result.groups),
             "perf/sync_s": self.sync_s,
+            "perf/settle_s": self.settle_s,
             **self.source.take_metrics(),
             **self.canaries.take(),
         }
+        self.settle_s = 0.0
         write_stories(self.run_dir, self.state.step, result.rows)
         self.log.log(self.state.step, metrics)
         self.view.step(self.state.step, metrics)
@@ -387,9 +413,18 @@ class Trainer:
                     f"{update.grad_norm:.3g})"
                 )
 
-    def _evaluate(self, name: str) -> None:
-        if not self.eval_records:
+        self._sound_alarms(metrics)
+
+    def _sound_alarms(self, metrics: dict[str, Any]) -> None:
+        if self.config.alarms.action == "off":
             return
+        alarms = self.alarms.look(metrics)
+        for alarm in alarms:
+            self.view.warn(f"step {self.state.step}: alarm: {alarm.text}")
+        if alarms and self.config.alarms.action == "stop":
+            raise StopRequested(f"the alarm for {alarms[0].name} (alarms.action is stop)")
+
+    def _evaluate(self) -> dict[str, Any]:
         self._sync()
         result = evaluate(
             self.eval_records,
@@ -402,15 +437,34 @@ class Trainer:
             check_stop=self._look_up,
         )
         self.source.take_metrics()  # not the next step's
-        write_evaluation(self.run_dir, name, result)
+        return result
+
+    def _write_card(self) -> None:
+        checkpoint = self.run_dir / f"checkpoint-{self.state.step}"
+        if checkpoint.is_dir():
+            write_model_card(
+                checkpoint,
+                self.config,
+                steps=self.state.step,
+                num_records=len(self.train_records),
+            )
 
     def _save(self) -> None:
         def write(folder: Path) -> None:
             self.slots.save(folder)
             self.tokenizer.save_pretrained(folder)
+            if self.pipeline is not None:
+                write_rows(folder, self.pipeline.written(self.state.step))
 
         self.view.phase("saving")
-        save_checkpoint(self.run_dir, self.state, write, keep=self.config.save_total_limit)
+        best = read_best(self.run_dir)
+        save_checkpoint(
+            self.run_dir,
+            self.state,
+            write,
+            keep=self.config.save_total_limit,
+            spared=best.step if best else -1,
+        )
         self.saved_step = self.state.step
 
     def _save_unsaved(self) -> None:
@@ -430,6 +484,10 @@ class Trainer:
         size = self.conductor.world.size
         return str(self.device) if size == 1 else f"{size} ranks on {self.device.type}"
 
+    def _estimate(self) -> str | None:
+        world, records = self.conductor.world, self.train_records
+        return estimate_before_run(self.config, self.device.type, world.size, records)
+
     def _facts(self) -> dict[str, str]:
         config = self.config
         return {
@@ -439,12 +497,6 @@ class Trainer:
             "judge": config.reward.function
             or config.judge.base_url
             or "local heuristic (no judge of quality)",
-            "run": _short(self.run_dir),
+            "run": short_path(self.run_dir),
         }
 
-
-def _short(path: str | Path) -> str:
-    """Relative to the working folder where the path lies in it."""
-    absolute = Path(os.path.abspath(path))
-    here = Path.cwd()
-    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)

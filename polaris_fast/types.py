@@ -85,6 +85,15 @@ class RewardParts:
     injection: float = 0.0  # 1 when text addressed to the judge was found, else 0
 
 
+@dataclass(frozen=True, slots=True)
+class VersionSpan:
+    """Tokens `start` to `end` (exclusive) of a completion, drawn by one version of the weights."""
+
+    version: int  # optimizer steps that made the weights
+    start: int
+    end: int
+
+
 @dataclass(slots=True)
 class Row:
     """One prompt with one completion: a policy rollout, or the human story of a group."""
@@ -99,6 +108,7 @@ class Row:
     completion_ids: list[int] = field(default_factory=list)
     rollout_logps: list[float] | None = None  # full vocabulary, at the sampling temperature
     sampler_logps: list[float] | None = None  # after penalties, top-k and top-p: metrics only
+    versions: tuple[VersionSpan, ...] = ()  # of every token; none on human rows
     finish_reason: FinishReason | None = None
     thinking: str = ""
     story: str = ""

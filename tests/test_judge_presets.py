@@ -10,6 +10,7 @@ import yaml
 from polaris_fast.config import FallbackConfig, JudgeConfig
 from polaris_fast.config_file import dump_config, load_config
 from polaris_fast.judge_presets import PRESETS, find_preset, preset_settings
+from polaris_fast.types import UserError
 
 
 @pytest.mark.parametrize(
@@ -132,3 +133,23 @@ def test_every_preset_sets_known_keys_to_valid_values_and_can_be_named() -> None
         for settings in (preset.settings, *preset.models.values()):
             assert settings.keys() <= JudgeConfig.model_fields.keys()
             JudgeConfig(base_url="http://judge.example/v1", model="m", **settings)
+
+
+def test_the_address_may_come_from_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://api.deepseek.com/v1")
+    assert load_config(None, {}).judge.base_url is None  # only where it is asked for
+    keys = {"judge.base_url": "$OPENAI_BASE_URL", "judge.fallback.base_url": "${OPENAI_BASE_URL}"}
+    judge = load_config(None, keys | {"judge.fallback.model": "m"}).judge
+    assert judge.base_url == judge.fallback.base_url == "https://api.deepseek.com/v1"
+    assert judge.api_key_env == "DEEPSEEK_API_KEY"  # the provider's preset
+
+
+@pytest.mark.parametrize("key", ["judge.base_url", "judge.fallback.base_url"])
+def test_an_address_from_a_variable_that_is_not_set_is_refused(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", " ")
+    with pytest.raises(
+        UserError, match=f"{key}: environment variable 'OPENAI_BASE_URL' is not set"
+    ):
+        load_config(None, {key: "$OPENAI_BASE_URL", "judge.fallback.model": "m"})

@@ -15,8 +15,8 @@ TEXT = {".py", ".md", ".toml", ".yaml", ".sh"}
 # What each stage may import of the others: a row never walks back.
 STAGES = (
     "types", "config", "config_file", "data", "prompts", "groups", "rollout", "judge", "rewards",
-    "scoring", "advantages", "packing", "model", "engine", "slots", "step", "step_metrics",
-    "rollout_parity", "evaluate", "ranks", "trainer",
+    "scoring", "batch", "in_flight", "advantages", "packing", "model", "engine", "slots", "step",
+    "pipeline", "step_metrics", "rollout_parity", "evaluate", "ranks", "session", "trainer", "sft",
 )  # fmt: skip
 
 

@@ -246,7 +246,7 @@ def test_a_correction_without_the_engines_log_probs_stops() -> None:
             drop = lambda i, c: on_finish(i, replace(c, rollout_logps=None, sampler_logps=None))
             super().generate(requests, params, drop, on_token)
 
-    config = step_config(is_correction="sequence_mask")
+    config = step_config(is_correction="geometric_mask")
     slots = SlotTrainer(make_engine(config), config)
     with pytest.raises(UserError, match="but row 20/0/0 came without any; set them to none"):
         run_step(_good, config, slots, rollouts=Silent())

@@ -19,6 +19,7 @@ from polaris_kernels import GRPOLossOutput, LossRows, LossSpec
 
 from ..config import Config
 from ..model.lora import Adapters
+from ..model.memory import kept_activations
 from ..model.packed import packed_hidden_states
 from ..packing import PackedBatch
 
@@ -32,7 +33,9 @@ class Policy(nn.Module):
 
     def forward(self, batch: PackedBatch, rows: LossRows) -> GRPOLossOutput:
         """The loss of the batch's targets, its gradients made on the way."""
-        hidden = packed_hidden_states(self.model, batch)[batch.logit_positions]  # (N, D)
+        with kept_activations(self.config, batch.input_ids.device):
+            hidden = packed_hidden_states(self.model, batch)
+        hidden = hidden[batch.logit_positions]  # (N, D)
         out: GRPOLossOutput = self.model.lm_head(
             hidden,
             targets=batch.targets,

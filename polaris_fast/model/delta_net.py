@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polaris_fast.model.conv import packed_causal_conv
+from polaris_fast.model.delta_fla import fla_conv, fla_gated_delta_rule, fla_is_right
 from polaris_fast.model.delta_rule import gated_delta_step, packed_gated_delta_rule
 from polaris_fast.model.layout import PackedLayout
 
@@ -31,8 +32,9 @@ DeltaBackend = Literal["fla", "torch"]
 
 
 def delta_backend(device: torch.device) -> DeltaBackend:
-    """Which kernels packed rows run on: fla's on CUDA when installed, else plain torch."""
-    return "fla" if device.type == "cuda" and find_spec("fla") else "torch"
+    """Which kernels packed rows run on: fla's on CUDA when installed and right, else torch."""
+    usable = device.type == "cuda" and find_spec("fla") and fla_is_right(device)
+    return "fla" if usable else "torch"
 
 
 def hook_delta_net(model: nn.Module) -> int:
@@ -68,7 +70,7 @@ class PackedConv1d(nn.Conv1d):
             return super().forward(x)
         weight = self.weight.squeeze(1)
         if delta_backend(x.device) == "fla":
-            y, _ = _fla_conv()(x[None], weight, self.bias, cu_seqlens=layout.cu_seqlens)
+            y, _ = fla_conv()(x[None], weight, self.bias, cu_seqlens=layout.cu_seqlens)
             return y[0]
         return packed_causal_conv(x, weight, self.bias, layout)
 
@@ -120,13 +122,7 @@ class PackedDeltaNet(nn.Module):
         q, k, v = self._heads(F.silu(self.conv1d(self.in_proj_qkv(x), layout)))
         g, beta = self._gates(x)
         if delta_backend(x.device) == "fla":
-            from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-
-            inputs = (t[None] for t in (*self._repeat_keys(q, k), v, g, beta))
-            out, _ = chunk_gated_delta_rule(
-                *inputs, use_qk_l2norm_in_kernel=True, cu_seqlens=layout.cu_seqlens.long()
-            )
-            out = out[0]
+            out = fla_gated_delta_rule(q, k, v, g, beta, layout)
         else:
             out = packed_gated_delta_rule(q, k, v, g, beta, layout)
         return self._output(x, out)
@@ -164,25 +160,8 @@ class PackedDeltaNet(nn.Module):
         step_size = F.softplus(self.in_proj_a(x).float() + self.dt_bias)
         return -self.A_log.float().exp() * step_size, self.in_proj_b(x).sigmoid()
 
-    def _repeat_keys(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, H, K) -> (T, H * G, K): older fla kernels want as many key heads as value heads."""
-        group = self.num_v_heads // self.num_k_heads
-        if group == 1:
-            return q, k
-        return q.repeat_interleave(group, dim=1), k.repeat_interleave(group, dim=1)
-
     def _output(self, x: Tensor, out: Tensor) -> Tensor:
         """Gated norm and projection: x (T, D), out (T, H * G, V) -> (T, D)."""
         gate = self.in_proj_z(x).reshape(-1, self.head_v_dim)
         out = self.norm(out.reshape(-1, self.head_v_dim), gate)
         return self.out_proj(out.view(len(x), -1))
-
-
-@cache
-def _fla_conv() -> Any:
-    """fla's varlen causal convolution, where its versions keep it."""
-    try:
-        from fla.modules.causal_conv1d import causal_conv1d
-    except ImportError:  # before fla 0.5
-        from fla.modules.convolution import causal_conv1d
-    return causal_conv1d

@@ -9,7 +9,6 @@ T packed tokens . N targets . D hidden . V vocab.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -18,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model.packed import install_packing, packed_hidden_states
+from ..config import LoraConfig
+from ..model.packed import packed_hidden_states
 from ..packing import PackedBatch, pack_rows
 from .head import HeadBytes
 from .kernels import Device, fused_head, standing_in
 from .ledger import Ledger
-from .shapes import ModelShape, meta_model
+from .sample import sample_model
+from .shapes import ModelShape
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def micro_batch_bytes(
     dtype: torch.dtype,
     device: Device,
     gradient_checkpointing: bool,
+    lora: LoraConfig | None = None,
 ) -> MicroBatchBytes:
     """Trace a micro-batch of the given rows.
 
@@ -77,11 +79,13 @@ def micro_batch_bytes(
         rows: (prompt tokens, completion tokens) of each row.
         head: buffers of the fused head for all completion tokens.
         device: whose kernels run.
+        lora: adapters, which alone are trained; None: all weights are.
     """
-    model = _one_layer_of_each_kind(shape, dtype)
+    model = sample_model(shape, dtype, lora or LoraConfig())
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    for parameter in model.parameters():
+    model.lm_head.weight.requires_grad_(lora is None or lora.r == 0)
+    for parameter in filter(lambda p: p.requires_grad, model.parameters()):
         parameter.register_post_accumulate_grad_hook(_forget_grad)
     batch = pack_rows(
         [SimpleNamespace(prompt_ids=[0] * p, completion_ids=[0] * c) for p, c in rows], "meta"
@@ -98,17 +102,6 @@ def micro_batch_bytes(
             loss.backward()
             marks.end_backward()
     return marks.result(shape.layer_kinds)
-
-
-def _one_layer_of_each_kind(shape: ModelShape, dtype: torch.dtype) -> Any:
-    config = copy.deepcopy(shape.config)
-    kinds = list(dict.fromkeys(shape.layer_kinds))
-    config.num_hidden_layers = len(kinds)
-    if getattr(config, "layer_types", None):
-        config.layer_types = kinds
-    model = meta_model(config, dtype)
-    install_packing(model)
-    return model.train()
 
 
 def _loss(model: Any, batch: PackedBatch, head: HeadBytes) -> Tensor:

@@ -123,23 +123,27 @@ def _changes(config: Config, machine: Machine) -> Iterator[tuple[dict[str, Any],
             {"rollout.max_batch_size": max(1, config.rollout.max_batch_size // 8)},
             "less cache; more waves of writing",
         )
-    if machine.device == "cpu" or (machine.count == 1 and config.engine.kind == "replicated"):
-        return
-    yield from _shardings(config)
+    if machine.device == "cuda":
+        yield from _shardings(config, machine.count)
+    if config.lora.r == 0:
+        yield (
+            {"lora.r": 64, "lora.alpha": 128},
+            "another method: adapters alone are trained, with a learning rate of their own",
+        )
 
 
-def _shardings(config: Config) -> Iterator[tuple[dict[str, Any], str]]:
+def _shardings(config: Config, num_ranks: int) -> Iterator[tuple[dict[str, Any], str]]:
     sharded = config.engine.kind == "deepspeed"
     stage = config.engine.zero_stage if sharded else 0
     kind = {} if sharded else {"engine.kind": "deepspeed"}
-    if stage < 2:
+    if stage < 2 and num_ranks > 1:
         yield kind | {"engine.zero_stage": 2}, "gradients and optimizer state in shards"
-    if stage < 3:
+    if stage < 3 and num_ranks > 1 and config.rollout.engine == "hf":
         yield (
             kind | {"engine.zero_stage": 3},
             "weights in shards too; gathered for every micro-batch",
         )
-    if not (stage and config.engine.offload_optimizer):
+    if not (stage and config.engine.offload_optimizer) and config.lora.r == 0:
         yield kind | {"engine.offload_optimizer": True}, "optimizer in CPU memory: a slow update"
     if stage == 3 and not config.engine.offload_param:
         yield {"engine.offload_param": True}, "weights in CPU memory: slow micro-batches"

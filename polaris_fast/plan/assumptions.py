@@ -22,6 +22,8 @@ class Assumptions:
     """Share of the link bandwidth that collectives reach."""
     decode_layer_us: float = 600.0
     """Kernel launches and Python of one layer in one decode step, microseconds."""
+    vllm_layer_us: float = 40.0
+    """The same of a vLLM server, whose decode steps are CUDA graphs."""
     host_bandwidth_gb: float = 20.0
     """Bytes per second, in GB, of an optimizer in CPU memory."""
     judge_latency_s: float = 30.0

@@ -10,17 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..packing import RowCost, plan_rounds
+from ..packing import RowCost, plan_rounds, split_full_rounds
 
 Groups = Sequence[Sequence[int]]  # tokens of each row, prompt included, of each group of a step
 Round = list[list[int]]  # tokens of each row of each rank's micro-batch
 
-# When rows train: with their group, as soon as the waiting groups can fill a micro-batch on each
-# rank (what a run does); as soon as a full round can be made of them, the rest waits on; or all
-# rows of a step together.
-Policy = Literal["by group", "full rounds", "whole step"]
-
-FULL = 0.85  # of a round's token budget, for a round that need not wait for more rows
+# When rows train: as in a run (one rank: each group when it is ready; several: nearly full rounds,
+# and the other rows wait for further groups), each group at once, or a step's rows together.
+Policy = Literal["as run", "by group", "whole step"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ def simulate(
     num_ranks: int,
     cost: RowCost,
     *,
-    policy: Policy = "by group",
+    policy: Policy = "as run",
 ) -> Balance:
     """Plan every step and add up who waits.
 
@@ -78,26 +75,16 @@ def _rounds(
     waiting: list[int] = []
     for group in groups:
         waiting += group
-        if policy == "by group" and sum(waiting) >= (num_ranks - 1) * budget:
+        if policy == "by group" or (policy == "as run" and num_ranks == 1):
             yield from _planned(waiting, budget, num_ranks, cost)
             waiting = []
-        elif policy == "full rounds" and sum(waiting) >= num_ranks * budget:
-            full, waiting = full_rounds(waiting, budget, num_ranks, cost)
-            yield from full
+        elif policy == "as run":
+            plan = plan_rounds(waiting, budget, cost=cost, num_ranks=num_ranks)
+            full, left = split_full_rounds(plan, waiting, budget, num_ranks)
+            yield from ([[waiting[i] for i in slot] for slot in slots] for slots in full)
+            waiting = [waiting[i] for i in left]
     if waiting:
         yield from _planned(waiting, budget, num_ranks, cost)
-
-
-def full_rounds(
-    lengths: Sequence[int], budget: int, num_ranks: int, cost: RowCost
-) -> tuple[list[Round], list[int]]:
-    """Rounds that every rank takes part in and that are nearly full, and the rows of the others."""
-    rounds = _planned(lengths, budget, num_ranks, cost)
-    full = [
-        r for r in rounds if len(r) == num_ranks and sum(map(sum, r)) >= FULL * num_ranks * budget
-    ]
-    left = [length for r in rounds if r not in full for slot in r for length in slot]
-    return full, left
 
 
 def _planned(lengths: Sequence[int], budget: int, num_ranks: int, cost: RowCost) -> list[Round]:

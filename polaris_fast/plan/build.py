@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from ..data import load_records, split_records
 from ..types import StoryRecord
 from .advice import Advice, advise, longest_row, smallest_remedy
 from .assumptions import Assumptions
+from .balance import Groups
 from .cost import RunCost, run_cost
 from .hardware import Machine
 from .lengths import TOKENS_PER_WORD, draw_steps, recorded_steps
 from .memory import MemoryPlan, memory_plan
+from .sample import trained_parameters
+from .servers import training_part
 from .shapes import ModelShape, shape_of_run
 from .timing import StepTime, step_time
 
@@ -26,7 +30,8 @@ class Plan:
 
     config: Config  # lengths resolved
     shape: ModelShape
-    machine: Machine
+    machine: Machine  # all of it
+    num_ranks: int  # that train
     memory: MemoryPlan
     step: StepTime
     cost: RunCost
@@ -50,32 +55,51 @@ def make_plan(
         UserError: the model's config, the data or the lengths cannot be read.
     """
     assumed = assumed or Assumptions()
-    records = _local_records(config)
+    records = local_records(config)
     config = resolve_lengths(config)
     shape = shape_of_run(config)
-    if lengths_file is None:
-        targets = [record.target_word_count for record in records] or None
-        steps = draw_steps(config, _SIMULATED_STEPS, targets=targets)
-        source = "targets of the data" if targets else "the recipe's mix (assumed)"
-    else:
-        steps = recorded_steps(lengths_file, config, _SIMULATED_STEPS)
-        source = f"recorded: {lengths_file}"
-    step = step_time(config, shape, machine, steps, assumed)
-    memory = memory_plan(config, shape, machine)
-    remedy = None if memory.fits else smallest_remedy(config, shape, machine)
+    ranks = training_part(config, machine)
+    steps, source = steps_of(config, records, lengths_file)
+    memory = memory_plan(config, shape, ranks)
+    step = step_time_of(config, shape, ranks, steps, assumed, memory)
+    remedy = None if memory.fits else smallest_remedy(config, shape, ranks)
     return Plan(
         config=config,
         shape=shape,
         machine=machine,
+        num_ranks=ranks.count,
         memory=memory,
         step=step,
         cost=run_cost(config, machine, step, assumed, num_records=len(records)),
         assumed=assumed,
         lengths_source=source,
-        longest_row=longest_row(config, shape, machine),
-        advice=tuple(advise(config, shape, machine, memory)),
+        longest_row=longest_row(config, shape, ranks),
+        advice=tuple(advise(config, shape, ranks, memory)),
         remedy=None if remedy is None else remedy[0],
     )
+
+
+def steps_of(
+    config: Config, records: Sequence[StoryRecord], lengths_file: str | None
+) -> tuple[list[list[list[int]]], str]:
+    """Completion lengths to simulate, and where they come from."""
+    if lengths_file is not None:
+        return recorded_steps(lengths_file, config, _SIMULATED_STEPS), f"recorded: {lengths_file}"
+    targets = [record.target_word_count for record in records] or None
+    source = "targets of the data" if targets else "the recipe's mix (assumed)"
+    return draw_steps(config, _SIMULATED_STEPS, targets=targets), source
+
+
+def step_time_of(
+    config: Config,
+    shape: ModelShape,
+    ranks: Machine,
+    steps: Sequence[Groups],
+    assumed: Assumptions,
+    memory: MemoryPlan,
+) -> StepTime:
+    trained = trained_parameters(config, shape)
+    return step_time(config, shape, ranks, steps, assumed, trained=trained, servers=memory.servers)
 
 
 def resolve_lengths(config: Config) -> Config:
@@ -86,7 +110,7 @@ def resolve_lengths(config: Config) -> Config:
     return config.with_room_for(int(max(words, default=0) * TOKENS_PER_WORD))
 
 
-def _local_records(config: Config) -> list[StoryRecord]:
+def local_records(config: Config) -> list[StoryRecord]:
     """Training records that can be read here and now; none for data that is elsewhere."""
     path = config.data.path
     if path is None and config.model_name_or_path is not None:

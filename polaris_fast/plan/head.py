@@ -35,12 +35,14 @@ def head_bytes(
     dtype: torch.dtype,
     logits_dtype: Literal["fp32", "bf16"],
     device: Device,
+    frozen: bool = False,
 ) -> HeadBytes:
     """Chunk of the Triton backend on a GPU, of the native one on a CPU.
 
     Args:
         num_targets: completion tokens of the micro-batch.
         dtype: of the model.
+        frozen: the head's weight gets no gradient.
     """
     problem = make_problem(
         torch.empty(num_targets, hidden_size, dtype=dtype, device="meta"),
@@ -64,7 +66,7 @@ def head_bytes(
     narrow = device == "cpu" and count <= 1
     return HeadBytes(
         logits=logits if device == "cuda" else 0,
-        workspace=0 if device == "cuda" else logits + _kept_panels(dtype),
+        workspace=0 if device == "cuda" else logits + _kept_panels(dtype, frozen),
         weight_gradient=dtype if narrow else problem.acc_dtype,
         num_chunks=count,
     )
@@ -79,8 +81,8 @@ def _num_chunks(problem: HeadProblem, itemsize: int, device: Device) -> int:
     return -(-problem.num_tokens // rows)
 
 
-def _kept_panels(dtype: torch.dtype) -> int:
+def _kept_panels(dtype: torch.dtype, frozen: bool) -> int:
     if native_library.PATH.exists() and native_library.NativeLibrary().has_gemm(dtype):
-        # bf16 gradients are rounded piece by piece: a piece takes one buffer, its product another
-        return _PANEL_BYTES * (2 if dtype == torch.bfloat16 else 1)
+        # bf16 weight gradients are rounded piece by piece: a piece takes a buffer of its own
+        return _PANEL_BYTES * (2 if dtype == torch.bfloat16 and not frozen else 1)
     return 0

@@ -12,6 +12,8 @@ from .activations import MicroBatchBytes, micro_batch_bytes
 from .generation import generation_bytes
 from .hardware import GIB, Machine
 from .head import HeadBytes, head_bytes
+from .sample import trained_parameters
+from .servers import Servers, servers_of
 from .shapes import ModelShape
 from .state import EngineBytes, engine_bytes
 
@@ -46,6 +48,7 @@ class MemoryPlan:
     engine: EngineBytes
     micro_batch: MicroBatchBytes
     head: HeadBytes
+    servers: Servers | None
     overhead: int  # context and communication
     available: int
 
@@ -80,6 +83,7 @@ def memory_plan(
 
     Args:
         config: with `max_completion_length` resolved.
+        machine: the ranks' part, see `servers.training_part`.
         rows: (prompt, completion) tokens of the largest micro-batch; None: one row that fills it.
     """
     dtype = getattr(torch, config.dtype)
@@ -91,6 +95,7 @@ def memory_plan(
         dtype=dtype,
         logits_dtype=config.logits_dtype,
         device=machine.device,
+        frozen=config.lora.r > 0,
     )
     micro_batch = micro_batch_bytes(
         shape,
@@ -99,15 +104,19 @@ def memory_plan(
         dtype=dtype,
         device=machine.device,
         gradient_checkpointing=config.gradient_checkpointing,
+        lora=config.lora,
     )
-    engine = engine_bytes(config, shape, machine.count, machine.device)
+    trained = trained_parameters(config, shape)
+    engine = engine_bytes(config, shape, trained, machine.count, machine.device)
+    servers = servers_of(config, shape, machine)
     is_gpu = machine.device == "cuda"
     return MemoryPlan(
         rows=rows,
-        phases=_phases(config, shape, machine, engine, micro_batch, head),
+        phases=_phases(config, shape, machine, engine, micro_batch, head, servers),
         engine=engine,
         micro_batch=micro_batch,
         head=head,
+        servers=servers,
         overhead=(_CONTEXT_BYTES + _NCCL_BYTES * (machine.count > 1)) if is_gpu else 0,
         available=machine.memory_bytes,
     )
@@ -125,6 +134,7 @@ def _phases(
     engine: EngineBytes,
     micro_batch: MicroBatchBytes,
     head: HeadBytes,
+    servers: Servers | None,
 ) -> tuple[Phase, ...]:
     state = [
         ("weights", engine.weights),
@@ -134,15 +144,15 @@ def _phases(
     ]
     # On the CPU the head keeps its buffers from call to call.
     state.append(("head's workspace", head.workspace))
+    if servers is not None and servers.shares_gpus:
+        state.append(("vLLM server", servers.memory))
     training = [*state, ("gradients", engine.gradients), ("engine's buffers", engine.buffers)]
     saved = micro_batch.saved
-    phases = [
-        Phase(
-            "generation",
-            _present([*state, ("gathered weights", engine.gather)])
-            + generation_bytes(config, shape, machine.count),
-        )
-    ]
+    phases = []
+    if servers is None:
+        written = generation_bytes(config, shape, machine.count)
+        gathered = ("gathered weights", engine.gather)
+        phases = [Phase("generation", _present([*state, gathered, *written]))]
     for name, peak in micro_batch.peaks().items():
         on_the_way = engine.backward if name == "backward" else 0
         kept = min(saved, peak)

@@ -22,6 +22,7 @@ _COLOURS = {
     "engine's buffers": "#5eead4",
     "head's workspace": "#a3e635",
     "KV cache and states": "#c026d3",
+    "vLLM server": "#86198f",
     "saved activations": "#ea580c",
     "working tensors": "#fdba74",
     "fragmentation, context": "#d4d4d8",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 
 from ..config import Config
 from .kernels import Device
+from .sample import Trained
 from .shapes import ModelShape
 
 _FP32 = 4
@@ -46,25 +47,28 @@ class EngineBytes:
         return self.weights + self.masters + self.moments + self.reference
 
 
-def engine_bytes(config: Config, shape: ModelShape, num_ranks: int, device: Device) -> EngineBytes:
+def engine_bytes(
+    config: Config, shape: ModelShape, trained: Trained, num_ranks: int, device: Device
+) -> EngineBytes:
     """The terms of the configured engine."""
-    P, largest = shape.num_parameters, shape.largest_parameter
     item = 2 if config.dtype == "bfloat16" else _FP32
+    weights = shape.num_parameters * item + trained.extra
     whole = EngineBytes(
-        weights=P * item,
-        masters=P * _FP32 if item == 2 else 0,
-        moments=2 * P * _FP32,
-        reference=P * item if config.beta > 0 else 0,
-        gradients=P * _FP32,
+        weights=weights,
+        masters=trained.elements * _FP32 if trained.itemsize < _FP32 else 0,
+        moments=2 * trained.elements * _FP32,
+        # with adapters off the model is its own reference
+        reference=weights if config.beta > 0 and config.lora.r == 0 else 0,
+        gradients=trained.elements * _FP32,
         buffers=0,
         backward=0,
-        update=_adam_temporaries(P, largest, device),
+        update=_adam_temporaries(trained.elements, trained.largest, device),
         gather=0,
-        host=P * item * num_ranks,  # every rank reads the model into CPU memory first
+        host=weights * num_ranks,  # every rank reads the model into CPU memory first
     )
     if config.engine.kind == "replicated":
         return whole
-    return _zero(config, whole, shape, item, num_ranks, device)
+    return _zero(config, whole, shape, trained, item, num_ranks, device)
 
 
 def _adam_temporaries(elements: int, largest: int, device: Device) -> int:
@@ -74,28 +78,37 @@ def _adam_temporaries(elements: int, largest: int, device: Device) -> int:
 
 
 def _zero(
-    config: Config, whole: EngineBytes, shape: ModelShape, item: int, n: int, device: Device
+    config: Config,
+    whole: EngineBytes,
+    shape: ModelShape,
+    trained: Trained,
+    item: int,
+    n: int,
+    device: Device,
 ) -> EngineBytes:
-    stage, P = config.engine.zero_stage, shape.num_parameters
-    share = -(-P // n)
+    stage = config.engine.zero_stage
+    # DeepSpeed casts adapters to the model's type
+    P = shape.num_parameters + (trained.elements if trained.extra else 0)
+    share = -(-trained.elements // n)
     shard = share * _FP32
     in_flight = 2 if device == "cuda" else 1  # overlap_comm keeps a second bucket
     bucket = in_flight * _REDUCE_BUCKET * (_FP32 if stage < 3 else item)
     host = whole.host
     engine = whole.scaled(
+        weights=P * item,
         masters=shard,  # fp32 models too: DeepSpeed copies
         moments=2 * shard,
         gradients=whole.gradients if stage == 1 else shard,
         buffers=bucket,
         # a tensor larger than the bucket travels alone: its gradient in fp32 and as it came
-        backward=shape.largest_parameter * (_FP32 + item),
+        backward=trained.largest * (_FP32 + item),
         update=_adam_temporaries(share, share, device),
     )
     if stage == 3:
         live = min(P, _LIVE_PARAMETERS) + min(P, _PREFETCH_BUCKET)
         group = min(share, _SUB_GROUP)
         engine = engine.scaled(
-            weights=share * item,
+            weights=-(-P // n) * item,
             buffers=bucket + live * item,
             update=group * _FP32 + _adam_temporaries(group, group, device),
             gather=P * item,
@@ -104,6 +117,6 @@ def _zero(
         host += n * 5 * shard  # masters, moments, summed and flat gradients
         engine = engine.scaled(masters=0, moments=0, gradients=0, update=0)
     if config.engine.offload_param:
-        host += n * share * item
+        host += P * item
         engine = engine.scaled(weights=0)
     return engine.scaled(host=host)

@@ -92,10 +92,12 @@ def _head(plan: Plan) -> str:
         kind += f" ZeRO-{engine.zero_stage}"
         kind += " + offloaded optimizer" if engine.offload_optimizer else ""
         kind += " + offloaded weights" if engine.offload_param else ""
+    kind += f", LoRA of rank {config.lora.r}" if config.lora.r else ""
     checkpointing = "on" if config.gradient_checkpointing else "off"
+    ranks = f" ({plan.num_ranks} train)" if plan.num_ranks < plan.machine.count else ""
     return (
         f"{shape.name}: {shape.num_parameters / 1e9:.3f} B parameters ({shape.source})\n"
-        f"{plan.machine.count} x {plan.machine.name}, {config.dtype}, {kind}, gradient "
+        f"{plan.machine.count} x {plan.machine.name}{ranks}, {config.dtype}, {kind}, gradient "
         f"checkpointing {checkpointing}, micro-batches of "
         f"{config.packing.max_tokens_per_microbatch:,} tokens\n"
     )
@@ -131,6 +133,12 @@ def _verdict(plan: Plan) -> str:
     ]
     if memory.engine.host and plan.machine.device == "cuda":
         lines.append(f"CPU memory: about {gib(memory.engine.host)} for all ranks together.")
+    servers = memory.servers
+    if servers is not None:
+        lines.append(
+            f"vLLM: {servers.count} servers of {servers.gpus_each} GPUs, each writes "
+            f"{servers.rows} rows of full length at once in {gib(servers.memory)} a GPU."
+        )
     if plan.longest_row:
         lines.append(
             f"Longest row that fits: {plan.longest_row:,} tokens, prompt included (trained alone "
@@ -194,17 +202,17 @@ def _cost_table(plan: Plan) -> Table:
     )
     table.add_row("hours", f"{cost.hours:,.1f}")
     table.add_row("GPU hours", f"{cost.gpu_hours:,.1f}")
-    table.add_row("GPUs", _usd(cost.gpu_usd, "--assume gpu_hour_usd=..."))
+    table.add_row("GPUs", usd(cost.gpu_usd, "--assume gpu_hour_usd=..."))
     table.add_row("judgements", f"{cost.judgements:,}")
     table.add_row(
         "judge tokens: read / written",
         f"{cost.judge_prompt_tokens / 1e6:,.1f} M / {cost.judge_completion_tokens / 1e6:,.1f} M",
     )
-    table.add_row("judge", _usd(cost.judge_usd, "set judge.price_input and price_output"))
+    table.add_row("judge", usd(cost.judge_usd, "set judge.price_input and price_output"))
     return table
 
 
-def _usd(value: float | None, remedy: str) -> str:
+def usd(value: float | None, remedy: str) -> str:
     return f"price unknown ({remedy})" if value is None else f"{value:,.0f} USD"
 
 

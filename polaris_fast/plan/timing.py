@@ -14,8 +14,10 @@ from ..config import Config
 from ..packing import RowCost
 from .assumptions import Assumptions
 from .balance import Balance, Groups, simulate
-from .generation import cache_bytes_per_token, rows_per_rank, state_bytes_per_row
+from .generation import cache_bytes_per_token, state_bytes_per_row
 from .hardware import Machine
+from .sample import Trained
+from .servers import Servers
 from .shapes import ModelShape
 
 _FLA_CHUNK = 64
@@ -45,11 +47,17 @@ def step_time(
     machine: Machine,
     steps: Sequence[Groups],
     assumed: Assumptions,
+    *,
+    trained: Trained,
+    servers: Servers | None = None,
 ) -> StepTime:
     """Predict a step.
 
     Args:
+        machine: the ranks' part, see `servers.training_part`.
         steps: completion tokens of each row of each group of simulated steps.
+        trained: parameters that the optimizer sees.
+        servers: what writes the stories; None: the ranks do.
     """
     prompt = config.max_prompt_length
     rows = [[[prompt + n for n in group] for group in groups] for groups in steps]
@@ -59,11 +67,11 @@ def step_time(
     tokens = float(np.mean([sum(n for group in groups for n in group) for groups in steps]))
     train = _training_seconds(config, shape, machine, balance, tokens, assumed)
     generation = float(
-        np.mean([_generation_seconds(config, shape, machine, s, assumed) for s in steps])
+        np.mean([_generation_seconds(config, shape, machine, s, assumed, servers) for s in steps])
     )
     updates = config.num_iterations
-    optimizer = updates * _optimizer_seconds(config, shape, machine, assumed)
-    sync = updates * _sync_seconds(config, shape, machine, balance, assumed)
+    optimizer = updates * _optimizer_seconds(config, trained, machine, assumed)
+    sync = updates * _sync_seconds(config, shape, trained, machine, balance, assumed)
     # Judging runs beside generation; the last group's answer comes one latency after its last row,
     # while the other groups train.
     others = 1 - 1 / config.prompts_per_step
@@ -107,68 +115,85 @@ def _training_seconds(
     assumed: Assumptions,
 ) -> float:
     """One pass over a step's rows: the costliest rank's forward and backward."""
-    passes = 4 if config.gradient_checkpointing else 3
+    # forward, gradients of activations, of weights unless they are frozen, and forward again
+    is_frozen = config.lora.r > 0
+    passes = 2 + (not is_frozen) + config.gradient_checkpointing
     reference = 1 if config.beta > 0 else 0
     head = 2.0 * shape.head_parameters * completion_tokens / machine.count
     # the balance counts the head's forward in every row; its own passes are counted apart
     body = max(balance.cost_per_step - head, 0.0)
     peak = machine.bf16_flops
-    return body * (passes + reference) / (peak * assumed.mfu) + head * (3 + reference) / (
+    head_passes = 2 + (not is_frozen) + reference
+    return body * (passes + reference) / (peak * assumed.mfu) + head * head_passes / (
         peak * assumed.head_mfu
     )
 
 
 def _generation_seconds(
-    config: Config, shape: ModelShape, machine: Machine, groups: Groups, assumed: Assumptions
+    config: Config,
+    shape: ModelShape,
+    machine: Machine,
+    groups: Groups,
+    assumed: Assumptions,
+    servers: Servers | None,
 ) -> float:
     """Decode steps read all weights and the caches; a wave lasts as long as its longest row."""
     item = 2 if config.dtype == "bfloat16" else 4
     weights = (shape.num_parameters - shape.embedding_parameters) * item
     per_token, per_row = cache_bytes_per_token(config, shape), state_bytes_per_row(config, shape)
     rate = machine.memory_bandwidth * assumed.bandwidth_share
-    launch = shape.config.num_hidden_layers * assumed.decode_layer_us * 1e-6
+    layer_us, writers, width = assumed.decode_layer_us, machine.count, config.rollout.max_batch_size
+    if servers is not None:
+        layer_us, writers, width = assumed.vllm_layer_us, servers.count, max(1, servers.rows)
+        rate *= servers.gpus_each
+    launch = shape.config.num_hidden_layers * layer_us * 1e-6
     lengths = np.sort([n for group in groups for n in group])[::-1]
     slowest = 0.0
-    for rank in range(machine.count):
-        own = lengths[rank :: machine.count][: rows_per_rank(config, machine.count)]
+    for writer in range(writers):
+        own = lengths[writer::writers]
         seconds = 0.0
-        for first in range(0, len(own), config.rollout.max_batch_size):
-            wave = own[first : first + config.rollout.max_batch_size]
+        for first in range(0, len(own), width):
+            wave = own[first : first + width]
             # bytes of all caches over all steps: row of n tokens is read n times, n / 2 on average
             reads = per_token * (wave * (wave / 2 + config.max_prompt_length)).sum()
             reads += 2 * per_row * wave.sum() + weights * float(wave[0])
             seconds += max(reads / rate, launch * float(wave[0]))
         slowest = max(slowest, seconds)
-    if _zero_stage(config) == 3:
+    if servers is None and _zero_stage(config) == 3 and machine.count > 1:
         slowest += weights / (machine.link_bandwidth * assumed.link_share)
     return slowest
 
 
 def _optimizer_seconds(
-    config: Config, shape: ModelShape, machine: Machine, assumed: Assumptions
+    config: Config, trained: Trained, machine: Machine, assumed: Assumptions
 ) -> float:
-    share = shape.num_parameters / (machine.count if _zero_stage(config) else 1)
+    share = trained.elements / (machine.count if _zero_stage(config) else 1)
     if config.engine.kind == "deepspeed" and config.engine.offload_optimizer:
         return share * _OPTIMIZER_BYTES / (assumed.host_bandwidth_gb * 1e9)
     return share * _OPTIMIZER_BYTES / (machine.memory_bandwidth * assumed.bandwidth_share)
 
 
 def _sync_seconds(
-    config: Config, shape: ModelShape, machine: Machine, balance: Balance, assumed: Assumptions
+    config: Config,
+    shape: ModelShape,
+    trained: Trained,
+    machine: Machine,
+    balance: Balance,
+    assumed: Assumptions,
 ) -> float:
     """Collectives of a pass. Ring terms: (n - 1) / n of the bytes each way."""
     n = machine.count
     if n == 1:
         return 0.0
     ring = (n - 1) / n / (machine.link_bandwidth * assumed.link_share)
-    P, stage = shape.num_parameters, _zero_stage(config)
+    P, E, stage = shape.num_parameters, trained.elements, _zero_stage(config)
     item = 2 if config.dtype == "bfloat16" else 4
     if stage == 0:
-        return 2 * 4 * P * ring  # one all-reduce of fp32 gradients a step
+        return 2 * 4 * E * ring  # one all-reduce of fp32 gradients a step
     rounds = balance.slots_per_step / n
-    reduce = rounds * 4 * P * ring  # gradients of every micro-batch, in fp32
+    reduce = rounds * 4 * E * ring  # gradients of every micro-batch, in fp32
     if stage < 3:
-        return reduce + item * P * ring
+        return reduce + item * E * ring
     gathers = 3 if config.gradient_checkpointing else 2
     return reduce / 2 + rounds * gathers * item * P * ring
 

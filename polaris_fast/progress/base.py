@@ -23,6 +23,8 @@ class Shown(NamedTuple):
 
 
 SHOWN = (
+    Shown("sft/loss", "loss", -1),
+    Shown("sft/eval_loss", "held-out loss", -1),
     Shown("reward", "reward", 1),
     Shown("length/abs_log_ratio", "length |ln|", -1),
     Shown("reward/quality", "quality", 1),

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 
+from ..collector import setup_spared
 from ..model.parity import PackingLeak
 from ..types import UserError
 from .channel import Channel, RankLost
@@ -41,8 +42,13 @@ def follow(world: World, build: Build) -> int:
             return 2
         channel.gather(None)
         outbox = Outbox(address)
-        while _obey(channel, parts, outbox):
-            pass
+        try:
+            with setup_spared():
+                while _obey(channel, parts, outbox):
+                    pass
+        finally:
+            if parts.rollouts is not None:
+                parts.rollouts.close()
         outbox.close()
         return 0
     except RankLost:
@@ -58,6 +64,9 @@ def _obey(channel: Channel, parts: Parts, outbox: Outbox) -> bool:
     if name == "generate":
         assert parts.rollouts is not None
         write_share(parts.rollouts, outbox, *arguments)
+    elif name == "sync":
+        assert parts.rollouts is not None
+        parts.rollouts.sync(*arguments, lambda: None)
     elif name == "first_pass":
         first_pass(slots, *arguments)
     elif name == "take_sums":

@@ -13,6 +13,7 @@ from ..config import Config
 from ..engine import Engine, ReplicatedEngine, SingleEngine
 from ..model.load import load_causal_lm, quiet_transformers
 from ..model.lora import Adapters, import_peft, whole_state
+from ..model.memory import install_memory_savers
 from ..model.parity import check_packing
 from ..rollout import RolloutEngine
 from ..rollout.hf import HFEngine
@@ -56,8 +57,9 @@ def build_parts(orders: Orders, world: World) -> Parts:
     """
     if orders.config.rollout.engine == "hf":
         return _load_parts(orders, world, None)
-    # Servers start while the model loads; only the conductor speaks with them.
-    fleet = _start_servers(orders, world) if world.is_conductor else None
+    # Servers start while the model loads; only the conductor speaks with them, but for its own.
+    has_servers = world.is_conductor or orders.config.rollout.vllm.placement == "colocated"
+    fleet = _start_servers(orders, world) if has_servers else None
     try:
         return _load_parts(orders, world, fleet)
     except BaseException:
@@ -70,12 +72,12 @@ def _start_servers(orders: Orders, world: World) -> Fleet:
     from ..rollout.vllm.fleet import Fleet
 
     config = orders.config
-    return Fleet(
-        config,
-        orders.model_path,
-        log_dir=Path(orders.run_dir),
-        backend=config.rollout.vllm.transfer_on(choose_device(config, world).type),
-    )
+    device = choose_device(config, world)
+    backend = config.rollout.vllm.transfer_on(device.type)
+    own = None
+    if config.rollout.vllm.placement == "colocated":
+        own = (world.rank, device.index or 0)
+    return Fleet(config, orders.model_path, log_dir=Path(orders.run_dir), backend=backend, own=own)
 
 
 def _load_parts(orders: Orders, world: World, fleet: Fleet | None) -> Parts:
@@ -91,8 +93,7 @@ def _load_parts(orders: Orders, world: World, fleet: Fleet | None) -> Parts:
     if orders.reference_path is not None:
         reference = load_causal_lm(orders.reference_path, dtype=dtype, device=device)
         reference.requires_grad_(False)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    install_memory_savers(model, config)
     engine = _engine_kind(config, world)(
         model,
         config,

@@ -21,7 +21,12 @@ class SharedRollouts:
         self.local, self.channel, self.inbox = local, channel, inbox
 
     def sync(self, version: int, check_stop: Callable[[], None]) -> None:
-        """Every rank writes with its own weights, which are equal."""
+        """Every rank's engine takes over its own rank's weights, which are equal."""
+        self.channel.send("sync", version)
+        self.local.sync(version, check_stop)
+
+    def mend(self, version: int, check_stop: Callable[[], None]) -> None:
+        """Each rank's engine sees to itself."""
 
     def close(self) -> None:
         self.local.close()

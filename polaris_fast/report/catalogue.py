@@ -42,6 +42,15 @@ SECTIONS: tuple[tuple[str, str, tuple[Chart, ...]], ...] = (
         "Learning",
         (
             Chart(
+                "sft",
+                "Supervised loss",
+                "Mean of -log p of the human stories, in nats a token.",
+                (
+                    Line("sft/loss", "training", "blue"),
+                    Line("sft/eval_loss", "held out", "amber"),
+                ),
+            ),
+            Chart(
                 "reward",
                 "Reward",
                 "Mean over the stories that the model wrote.",

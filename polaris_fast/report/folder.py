@@ -26,7 +26,7 @@ class RunFolder:
     config_text: str
     rows: list[dict[str, Any]]  # metrics.jsonl
     story_files: dict[int, Path]  # step -> file, ascending
-    evals: dict[str, dict[str, Any]]  # "start", "end"
+    evals: dict[str, dict[str, Any]]  # "start", "step-N" in order, "end"
     warm_start: list[dict[str, Any]]
     summary: dict[str, Any]
     unreadable: list[str] = field(default_factory=list)
@@ -98,7 +98,9 @@ def read_run(run_dir: str | Path) -> RunFolder:
     except yaml.YAMLError:
         config = None
         unreadable.append("config.yaml")
-    evals = {name: _object(path / f"eval-{name}.json", unreadable) for name in ("start", "end")}
+    between = sorted(path.glob("eval-step-*.json"), key=lambda p: int(p.stem.rpartition("-")[2]))
+    names = ["start", *(p.stem.removeprefix("eval-") for p in between), "end"]
+    evals = {name: _object(path / f"eval-{name}.json", unreadable) for name in names}
     warm_start = path / "warm_start.jsonl"
     return RunFolder(
         path=path,

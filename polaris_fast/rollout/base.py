@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..config import Config
-from ..types import FinishReason
+from ..types import FinishReason, VersionSpan
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Completion:
     rollout_logps: list[float] | None
     sampler_logps: list[float] | None  # after penalty, top-k and top-p; None as above
     finish_reason: FinishReason
+    versions: tuple[VersionSpan, ...] = ()  # empty: the engine writes with the trainer's weights
 
 
 class RolloutEngine(Protocol):
@@ -65,6 +66,14 @@ class RolloutEngine(Protocol):
         Args:
             version: optimizer steps that made them.
             check_stop: called while this waits; may raise to give up.
+        """
+        ...
+
+    def mend(self, version: int, check_stop: Callable[[], None]) -> None:
+        """Bring back what was lost, with the weights of `version`; cheap when nothing was.
+
+        Called on the training thread, with the weights whole, while another thread generates. A
+        `generate` on the training thread sees to it itself.
         """
         ...
 

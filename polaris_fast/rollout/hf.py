@@ -43,6 +43,9 @@ class HFEngine:
     def sync(self, version: int, check_stop: Callable[[], None]) -> None:
         """The weights are the trainer's own."""
 
+    def mend(self, version: int, check_stop: Callable[[], None]) -> None:
+        """Nothing can be lost."""
+
     def close(self) -> None:
         """Nothing is held."""
 

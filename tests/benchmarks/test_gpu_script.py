@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import gpu, head
+from benchmarks import gpu, gpu_floors, gpu_step, gpu_summary, head
 from benchmarks.head_cases import SIZES, HeadCase
 
 
@@ -48,7 +49,9 @@ def test_one_json_is_complete_after_every_part(tmp_path: Path):
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_the_plan_fits_the_limit_but_for_caps(tmp_path: Path, device: str):
     plan = gpu.parts(tmp_path, device, tiny=device == "cpu")
-    assert list(plan) == ["build", "peers", "tests", "head", "training"]
+    assert list(plan) == [
+        "build", "peers", "floors", "tests", "head", "step", "training",
+    ]  # fmt: skip
     assert device in plan["head"].command
     assert gpu.LIMIT_S < 8 * 60
 
@@ -89,3 +92,67 @@ def test_without_cuda_it_says_what_to_do(capsys: pytest.CaptureFixture[str], mon
     assert "--device cpu --tiny" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         gpu.main(["--device", "cpu", "--parts", "hed"])
+
+
+def test_floors_and_row_kernels_on_tiny_shapes(tmp_path: Path, capsys):
+    part = gpu.parts(tmp_path, "cpu", tiny=True)["floors"]
+    assert part.command[:3] == [sys.executable, "-m", "benchmarks.gpu_floors"]
+    assert gpu_floors.main(part.command[3:]) == 0
+    made = json.loads((tmp_path / "floors.json").read_text())
+    assert made["copy"]["per_s"] > 0 and made["matrix"]["per_s"] > 0
+    for row in made["rows"]:
+        size = {"bf16": 2, "fp32": 4}
+        moved = 16 * 1_008 * sum(size[name] for name in row["dtypes"].split("->"))
+        assert row["bytes_per_s"] == pytest.approx(moved / row["p50_ms"] * 1e3)
+        assert row["share_of_copy"] == row["bytes_per_s"] / made["copy"]["per_s"]
+    assert "of copy" in capsys.readouterr().out
+
+
+def test_a_training_step_by_phase_on_a_tiny_model(tmp_path: Path):
+    part = gpu.parts(tmp_path, "cpu", tiny=True)["step"]
+    assert gpu_step.main(part.command[3:]) == 0
+    made = json.loads((tmp_path / "step.json").read_text())
+    ours, *theirs = made["forms"]
+    assert list(ours["phases_ms"]) == list(gpu_step.PHASES)
+    assert ours["step_ms"] == pytest.approx(sum(ours["phases_ms"].values()))
+    assert ours["tokens_per_s"] == pytest.approx(48 / ours["step_ms"] * 1e3)
+    for other in theirs:
+        # random weights and equal inputs: two updates of 1e-6 move the loss by less
+        if "failed" not in other:
+            first = made["first_losses"]
+            assert first[other["form"]] == pytest.approx(first["polaris"], rel=1e-2)
+
+
+def test_flops_of_a_step_are_counted_from_the_weights():
+    bench = gpu_step.Bench(torch.device("cpu"), tiny=True)
+    embeddings = 512 * 64
+    body = sum(p.numel() for p in bench.parameters) - embeddings
+    # one layer of full attention with two heads of 32
+    expected = 6 * body * 48 + 6 * embeddings * 44 + 6 * 1 * 2 * 32 * 48 * 48
+    assert bench.flops() == expected
+
+
+def test_headlines_name_goals_shares_and_what_was_not_measured():
+    empty = gpu_summary.headlines({"head": None, "floors": None, "step": None})
+    assert len(empty) == len(gpu_summary.GOALS) + 2
+    assert all(line.endswith("not measured") for line in empty)
+
+    def entry(provider: str, ms: float) -> dict:
+        return {
+            "case": gpu_summary.GOALS[0].case, "provider": provider, "p50_ms": ms,
+            "share_of_floor": 100.0 / ms, "peak_extra_mib": 2_048.0,
+        }  # fmt: skip
+
+    entries = [entry("floor", 100), entry("polaris (cuda)", 105), entry("polaris (torch)", 300),
+               entry("liger (triton)", 250), entry("trl", 120),
+               entry("cut_cross_entropy", 101)]  # fmt: skip
+    row = {"form": "cuda, one read", "shape": [2, 8], "dtypes": "bf16->bf16", "p50_ms": 1.0,
+           "share_of_copy": 0.8}  # fmt: skip
+    step = {"parameters": 2e9, "tokens": 16, "forms": [{"form": "polaris", "failed": "no memory"}]}
+    head, *_, rows, failed = gpu_summary.headlines(
+        {"head": {"entries": entries}, "floors": {"rows": [row]}, "step": step}
+    )
+    assert "polaris (cuda) 105.00 ms, 95.2% of the floor (goal 0.92: met), 2.00 GiB" in head
+    assert head.endswith("1.14x faster than trl (goal 1.25: MISSED)")
+    assert rows.endswith("80.0% of the copy rate (goal 0.85: MISSED)")
+    assert failed == "step, polaris: not measured: no memory"

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from polaris_fast.config import Config
 from polaris_fast.engine import SingleEngine
 from polaris_fast.model.load import prepare_model
+from polaris_fast.model.lora import Adapters
 from polaris_fast.model.tiny import tiny_model
 from polaris_fast.packing import pack_rows
 from polaris_kernels import LossRows
@@ -38,7 +39,9 @@ def train_two_steps(
     model: Any = prepare_model(tiny_model(family, dtype=getattr(torch, config.dtype), **sizes))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    engine = SingleEngine(model, config, config.loss_spec(), total_updates=2)
+    adapters = Adapters(model, config.lora) if config.lora.r else None
+    spec = config.loss_spec()
+    engine = SingleEngine(model, config, spec, total_updates=2, adapters=adapters)
     texts = [SimpleNamespace(prompt_ids=[1] * p, completion_ids=[2] * c) for p, c in rows]
     for _ in range(2):
         for _ in range(2):

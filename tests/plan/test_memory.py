@@ -36,3 +36,15 @@ def test_a_run_s_peak_is_predicted_within_ten_percent(
     measured = peak_bytes(lambda: train_two_steps(family, config, SIZES, rows))
     predicted = predicted_peak(family, config, SIZES, rows)
     assert predicted == pytest.approx(measured, rel=0.10)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["all saved", "recomputed"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_5"])
+def test_adapters_are_predicted_too(family: str, dtype: str, checkpointing: bool) -> None:
+    config = Config.model_validate(
+        {"dtype": dtype, "gradient_checkpointing": checkpointing, "lora": {"r": 8}}
+    )
+    measured = peak_bytes(lambda: train_two_steps(family, config, SIZES, MIXES["packed"]))
+    predicted = predicted_peak(family, config, SIZES, MIXES["packed"])
+    assert predicted == pytest.approx(measured, rel=0.10)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from polaris_fast.config import Config
 from polaris_fast.rollout import Completion, RolloutRequest, SamplingParams
@@ -16,6 +19,8 @@ from polaris_fast.rollout.vllm import fleet as fleet_module
 from polaris_fast.rollout.vllm.engine import VLLMEngine
 from polaris_fast.rollout.vllm.errors import ServerError
 from polaris_fast.rollout.vllm.fleet import Fleet
+from polaris_fast.rollout.vllm.sync import WeightSync
+from polaris_fast.types import VersionSpan
 
 from .vllm_double import Script, VLLMDouble, answer, doubles
 
@@ -23,9 +28,15 @@ PARAMS = SamplingParams(max_completion_length=3)
 
 
 class NoSync:
-    """The stand-ins hold no weights."""
+    """The stand-ins hold no weights; `sent` are the labels, and whether rows were kept."""
 
-    def send(self, version: str) -> None:
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, bool]] = []
+
+    def send(self, version: str, *, keep_rows: bool = False) -> None:
+        self.sent.append((version, keep_rows))
+
+    def forget_connections(self) -> None:
         pass
 
 
@@ -37,20 +48,18 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polaris_fast.rollout.vllm.engine.pause_before_retry", at_once)
 
 
+def engine_config(servers: list[VLLMDouble], max_batch_size: int = 4, **vllm: Any) -> Config:
+    given = {"launch": False, "base_urls": [server.url for server in servers]}
+    rollout = {"engine": "vllm", "max_batch_size": max_batch_size, "vllm": given | vllm}
+    return Config.model_validate({"rollout": rollout})
+
+
 @contextmanager
 def engine_over(
-    *scripts: Script, max_batch_size: int = 4
+    *scripts: Script, max_batch_size: int = 4, **vllm: Any
 ) -> Iterator[tuple[VLLMEngine, list[VLLMDouble]]]:
     with doubles(*scripts) as servers:
-        config = Config.model_validate(
-            {
-                "rollout": {
-                    "engine": "vllm",
-                    "max_batch_size": max_batch_size,
-                    "vllm": {"launch": False, "base_urls": [server.url for server in servers]},
-                }
-            }
-        )
+        config = engine_config(servers, max_batch_size, **vllm)
         fleet = Fleet(config, "", log_dir=Path(), backend="gloo")
         engine = VLLMEngine(config, fleet, NoSync())  # type: ignore[arg-type]
         try:
@@ -109,25 +118,95 @@ def test_a_refusal_is_not_tried_again() -> None:
 
 
 def test_rows_of_a_lost_server_move_to_the_others() -> None:
-    def lost(n: int, body: dict[str, Any]) -> Any:
-        servers[0].is_up = False
-        return 503
-
-    first, second = probe_then(lambda n, body: lost(n, body)), probe_then(lambda n, b: answer(b))
-    with engine_over(first, second) as (engine, servers):
-        rows = write(engine, [(prompt,) for prompt in range(12)])
+    """While nobody brings it back: rows are written on another thread."""
+    first = goes_down(lambda: servers[0], 0, back_after=None)
+    with engine_over(first, probe_then(lambda n, b: answer(b))) as (engine, servers):
+        with ThreadPoolExecutor(1) as pool:
+            rows = pool.submit(write, engine, [(prompt,) for prompt in range(12)]).result()
         assert sorted(rows) == list(range(12))
         assert len(servers[1].asked) == 12
 
 
-def test_without_any_server_the_error_says_so() -> None:
-    def down(n: int, body: dict[str, Any]) -> Any:
-        servers[0].is_up = False
-        return 503
+def sent_by(engine: VLLMEngine) -> list[tuple[str, bool]]:
+    return engine._sync.sent  # type: ignore[attr-defined, no-any-return]
 
-    with engine_over(probe_then(lambda n, body: down(n, body))) as (engine, servers):
-        with pytest.raises(ServerError, match="no server answers any more"):
+
+def goes_down(server: Callable[[], VLLMDouble], at: int, back_after: int | None) -> Script:
+    """Fails from request `at` on, unhealthy; healthy again after so many looks at its health."""
+
+    def script(n: int, body: dict[str, Any]) -> Any:
+        if n == at:
+            server().go_down(back_after)
+        return answer(body) if server().is_up else 503
+
+    return probe_then(script)
+
+
+def test_a_server_that_comes_back_gets_the_weights_and_writes_the_missing_rows() -> None:
+    with engine_over(goes_down(lambda: servers[0], 3, back_after=4)) as (engine, servers):
+        rows = write(engine, [(prompt,) for prompt in range(8)])
+        assert {n: row.completion_ids for n, row in rows.items()} == {n: [n] * 3 for n in range(8)}
+        assert sent_by(engine) == [("1", False), ("1", True)]
+        assert engine.num_revivals == 1
+
+
+def test_rows_in_flight_elsewhere_go_on_while_a_server_comes_back() -> None:
+    down = goes_down(lambda: servers[0], 0, back_after=4)
+    with engine_over(down, probe_then(lambda n, body: answer(body))) as (engine, servers):
+        assert sorted(write(engine, [(prompt,) for prompt in range(12)])) == list(range(12))
+        assert len(servers[1].asked) >= 4
+        assert all(kept for _, kept in sent_by(engine)[1:])
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"max_restarts": 0}, r"lost more than max_restarts = 0 times; see the logs of http"),
+        ({"start_timeout_s": 0.3}, r"did not answer within 0\.3 s"),
+    ],
+)
+def test_a_server_that_stays_away_ends_the_run(limits: dict[str, Any], words: str) -> None:
+    down = goes_down(lambda: servers[0], 0, back_after=None)
+    with engine_over(down, **limits) as (engine, servers):
+        with pytest.raises(ServerError, match=words):
             write(engine, [(1,), (2,)])
+
+
+def test_only_the_training_thread_brings_servers_back() -> None:
+    """Another thread may not read the weights: it waits until `mend` is called."""
+    with engine_over(goes_down(lambda: servers[0], 0, back_after=2)) as (engine, servers):
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(write, engine, [(1,), (2,)])
+            deadline = time.monotonic() + 10
+            while not engine._lost and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert sent_by(engine) == [("1", False)] and not writing.done()
+            engine.mend(2, lambda: None)
+            assert sent_by(engine) == [("1", False), ("2", True)]
+            with pytest.raises(ServerError, match=r"version \['1'\], the trainer's are '2'"):
+                writing.result()  # the script goes on with the weights of before
+
+
+def test_tokens_know_which_weights_drew_them() -> None:
+    """Weights that come while a row is written draw the rest of it."""
+    spans = [("1", 0, 2), ("2", 2, 3)]
+    held = probe_then(lambda n, body: answer(body, spans=spans) if updated.is_set() else None)
+    updated = threading.Event()
+    with engine_over(held) as (engine, servers), ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write, engine, [(1,)])
+        while not servers[0].asked:
+            time.sleep(0.01)
+        engine.sync(2, lambda: None)
+        updated.set()
+        assert writing.result()[0].versions == (VersionSpan(1, 0, 2), VersionSpan(2, 2, 3))
+        assert sent_by(engine)[-1] == ("2", True)
+
+
+def test_weights_of_before_the_request_are_refused() -> None:
+    with engine_over(probe_then(lambda n, body: answer(body, version="1"))) as (engine, _):
+        engine.sync(2, lambda: None)
+        with pytest.raises(ServerError, match=r"version \['1'\], the trainer's are '2'"):
+            write(engine, [(1,)])
 
 
 def test_rows_of_a_prompt_share_a_server_and_servers_share_the_prompts() -> None:
@@ -209,3 +288,53 @@ def test_a_server_that_does_not_come_up_is_named(monkeypatch: pytest.MonkeyPatch
     with Fleet(config, "", log_dir=Path(), backend="gloo") as fleet:
         with pytest.raises(ServerError, match=r"127\.0\.0\.1:9 did not answer within 0\.05 s"):
             fleet.wait_ready(lambda: None)
+
+
+class OverHTTP(WeightSync):
+    """The product's calls to the servers; what travels between them is noted as `send`."""
+
+    def __init__(self, fleet: Fleet, config: Config, servers: list[VLLMDouble]) -> None:
+        super().__init__(fleet, dict, torch.device("cpu"), config)
+        self.transfer = Noted(servers)
+
+
+class Noted:
+    def __init__(self, servers: list[VLLMDouble]) -> None:
+        self.servers = servers
+
+    def connect(self) -> None:
+        self._note("connect")
+
+    def send(self) -> None:
+        self._note("send")
+
+    def _note(self, what: str) -> None:
+        for server in self.servers:
+            server.posted.append(what)
+
+
+def test_a_server_on_the_trainers_gpu_sleeps_whenever_the_trainer_trains() -> None:
+    present = lambda n, body: answer(body, version=engine.version or "1")
+    with engine_over(probe_then(present)) as (engine, servers):
+        engine._sync = OverHTTP(engine.fleet, engine_config(servers), servers)
+        engine._sleeps = True  # as `placement: colocated` has it, which needs a GPU
+        engine.sync(2, lambda: None)
+        awake = ["/pause?mode=abort", "send", "/resume"]
+        assert servers[0].posted == ["connect", *awake]
+        write(engine, [(1,)])
+        assert servers[0].posted[4:] == ["/sleep?level=2"]
+        engine.sync(3, lambda: None)  # weights first: the cache's memory is free for the transfer
+        woken = ["/wake_up?tags=weights", "send", "/wake_up?tags=kv_cache", "/resume"]
+        assert servers[0].posted[5:] == woken
+        write(engine, [(1,)])
+        assert servers[0].posted[9:] == ["/sleep?level=2"]
+        write(engine, [(1,)])  # once more in one step: the same weights again
+        assert servers[0].posted[10:] == [*woken, "/sleep?level=2"]
+
+
+def test_servers_of_their_own_gpus_never_sleep() -> None:
+    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
+        engine._sync = OverHTTP(engine.fleet, engine_config(servers), servers)
+        write(engine, [(1,)])
+        engine.sync(2, lambda: None)
+        assert servers[0].posted == ["connect", "/pause?mode=abort", "send", "/resume"]

@@ -15,8 +15,10 @@ from polaris_fast.rollout import RolloutRequest, SamplingParams
 from polaris_fast.rollout.vllm.client import sampling_body
 from polaris_fast.rollout.vllm.launcher import (
     last_words,
+    own_environment,
     server_arguments,
     server_environment,
+    visible_gpu,
 )
 from polaris_fast.rollout.vllm.logprobs import best_mode, name_logps
 from polaris_fast.rollout.vllm.routing import Router, by_prompt
@@ -52,7 +54,7 @@ def test_the_chosen_mode_gives_rollout_logprobs_wherever_one_does(params: Sampli
 
 
 def test_router_takes_the_least_loaded_server_with_room() -> None:
-    async def story() -> list[str | None]:
+    async def story() -> list[str]:
         router = Router(["a", "b"], capacity=4)
         placed = [await router.place(3), await router.place(2), await router.place(3)]
         waiting = asyncio.create_task(router.place(1))  # a: 3, b: 5
@@ -70,16 +72,18 @@ def test_router_takes_the_least_loaded_server_with_room() -> None:
     assert asyncio.run(story()) == ["a", "b", "b", "a", "b"]
 
 
-def test_router_without_servers_gives_none() -> None:
-    async def story() -> str | None:
+def test_router_without_servers_waits_for_one_that_is_back() -> None:
+    async def story() -> str:
         router = Router(["a"], capacity=1)
         await router.place(1)
         waiting = asyncio.create_task(router.place(1))
-        await asyncio.sleep(0)
         await router.lose("a")
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await router.restore(["a"])
         return await waiting
 
-    assert asyncio.run(story()) is None
+    assert asyncio.run(story()) == "a"
 
 
 def test_requests_go_by_prompt_in_pieces_that_fit() -> None:
@@ -127,9 +131,33 @@ def test_a_launched_server_fits_the_run() -> None:
 def test_each_launched_server_sees_its_own_gpus() -> None:
     settings = VLLMConfig(num_servers=2, tensor_parallel_size=2, gpus=[4, 5, 6, 7])
     assert [settings.gpus_of(n) for n in range(2)] == [[4, 5], [6, 7]]
-    environment = server_environment(configured(), "nccl", settings.gpus_of(1))
+    environment = server_environment(configured(), "nccl", ["6", "7"])
     assert environment["CUDA_VISIBLE_DEVICES"] == "6,7"
     assert "CUDA_VISIBLE_DEVICES" not in server_environment(configured(), "nccl", [])
+
+
+def test_a_colocated_server_may_sleep_and_sees_its_ranks_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = configured(placement="colocated", gpu_memory_utilization=0.3)
+    words = arguments(config, "ipc")
+    assert "--enable-sleep-mode" in words
+    assert value_of(words, "--gpu-memory-utilization") == "0.3"
+    assert "--enable-sleep-mode" not in arguments(configured())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpu(1) == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-a1")
+    assert visible_gpu(1) == "GPU-a1"
+    assert config.rollout.vllm.transfer_on("cuda") == "ipc"
+
+
+def test_a_server_is_no_rank_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HOME", "/models")
+    kept = own_environment()
+    assert kept["HF_HOME"] == "/models"
+    assert not {"RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID"} & set(kept)
 
 
 def test_only_ipc_permits_pickled_handles() -> None:
@@ -158,6 +186,15 @@ def test_a_transfer_that_cannot_work_here_is_refused() -> None:
         ({"rollout": {"engine": "vllm", "vllm": {"launch": False}}}, "give the servers' URLs"),
         ({"rollout": {"vllm": {"num_servers": 2, "gpus": [0]}}}, "= 2 GPUs, got"),
         ({"rollout": {"vllm": {"num_servers": 2, "transfer": "ipc"}}}, "reaches one server"),
+        (
+            {"rollout": {"vllm": {"placement": "colocated", "gpus": [1]}}},
+            "one server on each rank's own GPU: leave launch",
+        ),
+        (
+            {"rollout": {"vllm": {"placement": "colocated", "transfer": "nccl"}}},
+            "cannot reach a server on the trainer's own GPU",
+        ),
+        ({"rollout": {"vllm": {"placement": "colocated"}}}, "gpu_memory_utilization to the server"),
         (
             {
                 "rollout": {"engine": "vllm"},

@@ -21,12 +21,14 @@ class VLLMDouble:
         self.script, self.url = script, ""
         self.asked: list[dict[str, Any]] = []
         self.dropped = 0  # requests whose client went away
-        self.is_up = True
+        self.is_up, self._looks_left = True, None
+        self.posted: list[str] = []  # other routes with what follows the `?`, in order
 
     async def serve(self) -> None:
         app = web.Application()
         app.router.add_post("/inference/v1/generate", self._generate)
         app.router.add_get("/health", self._health)
+        app.router.add_post("/{route}", self._post)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -35,15 +37,26 @@ class VLLMDouble:
     async def close(self) -> None:
         await self._runner.cleanup()
 
+    def go_down(self, back_after: int | None) -> None:
+        """Unhealthy until its health was asked for so many times; None: for good."""
+        self.is_up, self._looks_left = False, back_after
+
     async def _health(self, _: web.Request) -> web.Response:
+        if not self.is_up and self._looks_left is not None:
+            self.is_up = self._looks_left <= 0
+            self._looks_left -= 1
         return web.Response(status=200 if self.is_up else 503)
+
+    async def _post(self, request: web.Request) -> web.Response:
+        self.posted.append(request.path_qs)
+        return web.json_response({})
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.asked.append(body)
         try:
-            answer = self.script(len(self.asked) - 1, body)
-            while answer is None:  # never
+            number = len(self.asked) - 1
+            while (answer := self.script(number, body)) is None:  # not yet
                 await asyncio.sleep(0.01)
         except asyncio.CancelledError:
             self.dropped += 1
@@ -59,6 +72,7 @@ def answer(
     tokens: int | None = None,
     finish_reason: str = "length",
     version: str = "1",
+    spans: list[tuple[str, int, int]] | None = None,
     logp: float = -1.0,
 ) -> dict[str, Any]:
     """vLLM's response to a request; token ids are the request's seed over and over."""
@@ -69,7 +83,10 @@ def answer(
             {
                 "finish_reason": finish_reason,
                 "token_ids": [asked["seed"]] * count,
-                "weight_versions": [{"version": version, "start": 0, "end": count}],
+                "weight_versions": [
+                    {"version": label, "start": start, "end": end}
+                    for label, start, end in spans or [(version, 0, count)]
+                ],
                 "logprobs": {"content": [{"token_id": asked["seed"], "logprob": logp}] * count},
             }
         ]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from polaris_fast.rollout import RolloutRequest, SamplingParams
+from polaris_fast.rollout import Completion, RolloutRequest, SamplingParams
 from polaris_fast.rollout.vllm.errors import ServerError
 from polaris_fast.rollout.vllm.fleet import Fleet
 
@@ -23,9 +26,9 @@ class Stop(Exception):
     pass
 
 
-def counted(serving: Serving, name: str) -> float:
-    """One of the server's own metrics."""
-    client = serving.engine.fleet.clients[0]
+def counted(serving: Serving, name: str, number: int = 0) -> float:
+    """One of a server's own metrics."""
+    client = serving.engine.fleet.clients[number]
 
     async def ask() -> str:
         async with client._session.get(client.base_url + "/metrics") as response:
@@ -35,8 +38,8 @@ def counted(serving: Serving, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
 
 
-def num_running(serving: Serving) -> float:
-    return counted(serving, "vllm:num_requests_running")
+def num_running(serving: Serving, number: int = 0) -> float:
+    return counted(serving, "vllm:num_requests_running", number)
 
 
 def wait_until(condition: Any, limit_s: float = 20.0) -> None:
@@ -78,23 +81,78 @@ def test_an_update_right_after_a_stop_is_sound(serving: Serving) -> None:
     assert row.rollout_logps == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_killed_server_ends_rollouts_and_sync_with_one_clear_error(tmp_path: Path) -> None:
-    with serve(tmp_path, sync_timeout_s=30) as serving:
-        process = serving.engine.fleet.launched[0]._process
+def kill_while_it_writes(serving: Serving, number: int = 0) -> Any:
+    """An `on_token` that kills a server, once, as soon as it works on rows."""
+    process, killed = serving.engine.fleet.launched[number]._process, False
 
-        killed = False
+    def look(alive: int) -> None:
+        nonlocal killed
+        if not killed and num_running(serving, number) > 0:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed = True
 
-        def kill(alive: int) -> None:
-            nonlocal killed
-            if not killed and num_running(serving) > 0:
-                os.killpg(process.pid, signal.SIGKILL)
-                killed = True
+    return look
 
+
+def test_a_killed_server_comes_back_and_all_rows_are_written_once(tmp_path: Path) -> None:
+    with serve(tmp_path, num_servers=2, sync_timeout_s=60) as serving:
+        serving.disturb(seed=4)  # not the weights that a server starts with
+        serving.sync()
+        rows: dict[int, Completion] = {}
+
+        def finish(index: int, row: Completion) -> None:
+            assert index not in rows, "a row ended twice"
+            rows[index] = row
+
+        requests = [RolloutRequest((1, 2, seed // 16), seed) for seed in range(NUM_ROWS)]
+        serving.engine.generate(requests, LONG, finish, kill_while_it_writes(serving, number=1))
+        assert sorted(rows) == list(range(NUM_ROWS))
+        assert serving.engine.num_revivals == 1
+        for index in (0, NUM_ROWS - 1):  # of both servers
+            expected = serving.logps([1, 2, index // 16], rows[index].completion_ids)
+            assert rows[index].rollout_logps == pytest.approx(expected.tolist(), abs=1e-4)
+        serving.disturb(seed=5)
+        serving.sync()  # the next update reaches both
+        for prompt in ([3, 4], [5, 6]):
+            row = serving.write([prompt], SamplingParams(max_completion_length=8))[0]
+            expected = serving.logps(prompt, row.completion_ids)
+            assert row.rollout_logps == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_a_server_that_may_not_restart_ends_the_run_with_its_log(tmp_path: Path) -> None:
+    with serve(tmp_path, max_restarts=0, sync_timeout_s=30) as serving:
         requests = [RolloutRequest((1, 2, 3), seed) for seed in range(NUM_ROWS)]
         with pytest.raises(ServerError, match=r"ended by signal 9; its log .*vllm-0\.log"):
-            serving.engine.generate(requests, LONG, lambda n, row: None, kill)
-        with pytest.raises(ServerError, match="ended by signal 9"):
-            serving.sync()
+            serving.engine.generate(
+                requests, LONG, lambda n, row: None, kill_while_it_writes(serving)
+            )
+
+
+def test_rows_in_flight_go_on_with_the_new_weights(serving: Serving) -> None:
+    """What came before the update is by the old weights, what follows by the new ones."""
+    first = serving.version
+    written: dict[int, Completion] = {}
+    prompt = (7, 8, 9)
+    requests = [RolloutRequest(prompt, seed) for seed in range(8)]
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(serving.engine.generate, requests, LONG, written.__setitem__)
+        wait_until(lambda: num_running(serving) == len(requests))
+        old = copy.deepcopy(serving.model)
+        serving.disturb(seed=11)
+        serving.sync()
+        writing.result()
+    mixed = [row for row in written.values() if len(row.versions) == 2]
+    assert mixed, "no row was in flight"
+    for row in mixed:
+        before, after = row.versions
+        assert (before.version, after.version) == (first, first + 1)
+        assert (before.start, before.end, after.end) == (0, after.start, len(row.completion_ids))
+        by_new = serving.logps([*prompt], row.completion_ids)
+        by_old = Serving(old, serving.engine, serving.log_dir).logps([*prompt], row.completion_ids)
+        told = torch.tensor(row.rollout_logps)
+        assert (told - by_old)[: before.end].abs().max() < 1e-4
+        assert (told - by_new)[after.start :].abs().max() < 1e-4
+        assert (told - by_old)[after.start :].abs().max() > 0.1
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:

@@ -26,7 +26,12 @@ class Answer:
     token_ids: list[int]
     logps: list[float]  # by the server's `--logprobs-mode`
     finish_reason: str  # stop, length, abort, error
-    versions: frozenset[str]  # labels of the weights that drew its tokens
+    spans: tuple[tuple[str, int, int], ...]  # label of the weights, first token, end
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """Of all weights that drew its tokens."""
+        return frozenset(label for label, _, _ in self.spans)
 
 
 class VLLMClient:
@@ -121,7 +126,10 @@ def read_answer(tree: Any, base_url: str) -> Answer:
             token_ids=list(choice["token_ids"]),
             logps=[float(entry["logprob"]) for entry in entries],
             finish_reason=str(choice["finish_reason"]),
-            versions=frozenset(span["version"] for span in choice["weight_versions"] or []),
+            spans=tuple(
+                (str(span["version"]), int(span["start"]), int(span["end"]))
+                for span in choice["weight_versions"] or []
+            ),
         )
     except (KeyError, IndexError, TypeError) as error:
         raise ServerError(

@@ -4,19 +4,22 @@
     rows    -> a queue -> `on_finish` and `on_token` on the caller's thread
 
 A row whose server fails is asked for again, there or elsewhere; its seed is its own, so nothing
-else changes. Rows end once: what was handed over is never written again.
+else changes. Rows end once: what was handed over is never written again. A server that is lost is
+brought back, with the weights, by the training thread: no other may read them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from queue import Empty, SimpleQueue
 
 import torch
 
 from ...config import Config
-from ...types import FinishReason
+from ...types import FinishReason, VersionSpan
 from ..base import Completion, RolloutRequest, SamplingParams
 from .client import Answer, VLLMClient
 from .errors import ServerError, Unreachable
@@ -33,13 +36,18 @@ Finished = SimpleQueue[tuple[int, Completion] | None]
 class VLLMEngine:
     """A `RolloutEngine` over the servers of a fleet; owns and closes the fleet."""
 
-    serves_all_ranks = True
-
     def __init__(self, config: Config, fleet: Fleet, sync: WeightSync) -> None:
         self.settings, self.capacity = config.rollout.vllm, config.rollout.max_batch_size
         self.fleet, self._sync = fleet, sync
         self.version = ""  # label of the weights that the servers hold
-        self._is_ready = False
+        self.num_revivals = 0
+        self._labels: list[str] = []  # of all weights that were sent, and those on their way
+        self._is_ready = self._is_writing = False
+        self._sleeps = self.settings.placement == "colocated"
+        self.serves_all_ranks = not self._sleeps  # a server on each rank's GPU writes its share
+        self._lost: set[VLLMClient] = set()
+        self._router: Router[VLLMClient] | None = None
+        self._training_thread = threading.get_ident()
 
     def close(self) -> None:
         """End the launched servers."""
@@ -48,15 +56,24 @@ class VLLMEngine:
     def sync(self, version: int, check_stop: Callable[[], None]) -> None:
         """Give the servers the trainer's weights; the first call waits until they have started.
 
+        Rows in flight, of another thread's `generate`, go on with the new weights. Servers that are
+        lost are brought back first.
+
         Raises:
-            ServerError: a server is gone, or took longer than `sync_timeout_s`.
+            ServerError: a server cannot be brought back, or took longer than `sync_timeout_s`.
         """
+        self._training_thread = threading.get_ident()
         if not self._is_ready:
             self.fleet.wait_ready(check_stop)
             self._is_ready = True
-        if self.version != str(version):
-            self._sync.send(str(version))
-            self.version = str(version)
+        self._lost.update(self.fleet.ended())
+        if self.version != str(version) or self._lost:
+            self._send(str(version), check_stop)
+
+    def mend(self, version: int, check_stop: Callable[[], None]) -> None:
+        """Bring lost servers back, with the weights of `version`; see `RolloutEngine`."""
+        if self._lost:
+            self.sync(version, check_stop)
 
     def generate(
         self,
@@ -70,7 +87,10 @@ class VLLMEngine:
         Raises:
             ServerError: no server is left, or one drew with other weights than the trainer's.
         """
+        if self._sleeps and self._sync.asleep:
+            self._send(self.version, lambda: None)
         finished: Finished = SimpleQueue()
+        self._is_writing = True
         future = self.fleet.submit(self._write_all(requests, params, finished))
         future.add_done_callback(lambda _: finished.put(None))
         missing = len(requests)
@@ -87,21 +107,66 @@ class VLLMEngine:
                     on_finish(*arrived)
                 if on_token is not None:
                     on_token(missing)
+                if self._lost and threading.get_ident() == self._training_thread:
+                    self._send(self.version, partial(on_token or _ignore, missing))
         except BaseException:
             future.cancel()  # closes the connections, and the servers drop the rows
             raise
+        finally:
+            self._is_writing = False
         future.result()
+        if self._sleeps:
+            self._sync.sleep()
+
+    def _send(self, label: str, check_stop: Callable[[], None]) -> None:
+        """All servers hold the present weights under this label, whoever is lost meanwhile."""
+        if label not in self._labels:
+            self._labels.append(label)
+        while True:
+            revived = self._revive(check_stop)
+            try:
+                self._sync.send(label, keep_rows=self._is_writing)
+                break
+            except ServerError:
+                if not self.fleet.silent():
+                    raise
+                # The others hold half an update; launched ones can begin anew.
+                self._lost.update(
+                    self.fleet.silent(), self.fleet.clients if self.fleet.launched else ()
+                )
+        self.version = label
+        self._lost -= revived
+        if self._router is not None and revived:
+            self.fleet.call(self._router.restore(revived))
+
+    def _revive(self, check_stop: Callable[[], None]) -> set[VLLMClient]:
+        """Start or await what is lost."""
+        lost = set(self._lost)
+        if not lost:
+            return lost
+        self.num_revivals += 1
+        if self.num_revivals > self.settings.max_restarts:
+            self.fleet.check_alive()
+            raise ServerError(
+                f"rollout.vllm: servers were lost more than max_restarts = "
+                f"{self.settings.max_restarts} times; {self.fleet.where_to_look()}, then go on "
+                "with resume_from_checkpoint, or raise rollout.vllm.max_restarts"
+            )
+        self.fleet.revive(list(lost), check_stop)
+        self._sync.forget_connections()
+        return lost
 
     # on the event loop ------------------------------------------------------------------------
 
     async def _write_all(
         self, requests: Sequence[RolloutRequest], params: SamplingParams, finished: Finished
     ) -> None:
-        router = Router(self.fleet.clients, self.capacity)
+        present = [client for client in self.fleet.clients if client not in self._lost]
+        self._router = router = Router(present, self.capacity)
         try:
             async with asyncio.TaskGroup() as rows:
                 for group in by_prompt(requests, self.capacity):
-                    server = await self._place(router, len(group))
+                    server = await router.place(len(group))
                     for index in group:
                         rows.create_task(
                             self._write(router, server, index, requests[index], params, finished)
@@ -118,14 +183,16 @@ class VLLMEngine:
         params: SamplingParams,
         finished: Finished,
     ) -> None:
-        """One row, on its group's server, then on others if that one is lost."""
+        """One row, on its group's server, then on another if that one is lost."""
         attempt = 0
         while True:
+            oldest = self._labels.index(self.version)
             try:
                 answer = await server.generate(
                     request.prompt_ids, params, request.seed, self.settings.request_timeout_s
                 )
-                self._check(server, answer, params)
+                # weights that came while the row was written drew the rest of it
+                self._check(server, answer, params, set(self._labels[oldest:]))
                 break
             except Unreachable as error:
                 attempt += 1
@@ -135,23 +202,16 @@ class VLLMEngine:
                         f"with {error}; {self.fleet.where_to_look()}"
                     ) from error
                 await pause_before_retry(attempt - 1)
-                if not await server.is_healthy():
+                if server in self._lost or not await server.is_healthy():
+                    self._lost.add(server)
                     await router.lose(server)
-                    server = await self._place(router, 1)
+                    server = await router.place(1)
         await router.release(server)
         finished.put((index, self._completion(answer, params)))
 
-    async def _place(self, router: Router[VLLMClient], num_rows: int) -> VLLMClient:
-        server = await router.place(num_rows)
-        if server is None:
-            self.fleet.check_alive()
-            raise ServerError(
-                f"rollout.vllm: no server answers any more; {self.fleet.where_to_look()}, then go "
-                "on with resume_from_checkpoint"
-            )
-        return server
-
-    def _check(self, server: VLLMClient, answer: Answer, params: SamplingParams) -> None:
+    def _check(
+        self, server: VLLMClient, answer: Answer, params: SamplingParams, allowed: set[str]
+    ) -> None:
         """What is handed over is whole and of the trainer's weights."""
         if answer.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
             raise Unreachable(f"the row ended with {answer.finish_reason!r}")
@@ -162,10 +222,10 @@ class VLLMEngine:
                 f"{params.max_completion_length} tokens; start it with a --max-model-len of at "
                 "least max_prompt_length + max_completion_length"
             )
-        if answer.versions != {self.version}:
+        if not answer.labels or not answer.labels <= allowed:
             raise ServerError(
                 f"rollout.vllm: {server.base_url} wrote with weights of version "
-                f"{sorted(answer.versions)}, the trainer's are {self.version!r}; another trainer "
+                f"{sorted(answer.labels)}, the trainer's are {self.version!r}; another trainer "
                 "uses it, or it was restarted: give every run servers of its own"
             )
 
@@ -173,7 +233,17 @@ class VLLMEngine:
         rollout, sampler = name_logps(
             answer.logps, processed=self.fleet.processed_logprobs, params=params
         )
-        return Completion(answer.token_ids, rollout, sampler, FinishReason(answer.finish_reason))
+        return Completion(
+            answer.token_ids,
+            rollout,
+            sampler,
+            FinishReason(answer.finish_reason),
+            tuple(VersionSpan(int(label), start, end) for label, start, end in answer.spans),
+        )
+
+
+def _ignore(num_alive: int) -> None:
+    """Nobody asked to look up between rows."""
 
 
 async def pause_before_retry(attempt: int) -> None:

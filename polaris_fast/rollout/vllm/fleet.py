@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
@@ -14,7 +16,9 @@ from ...config import Config
 from ...loop_thread import LoopThread
 from .client import VLLMClient, first_error
 from .errors import ServerError, Unreachable
-from .launcher import LaunchedServer
+from .launcher import LaunchedServer, visible_gpu
+
+log = logging.getLogger(__name__)
 
 _POLL_S = 0.2  # between looks at a server that starts
 GRACE_S = 2.0  # from a broken connection to the end of its process
@@ -23,12 +27,21 @@ GRACE_S = 2.0  # from a broken connection to the end of its process
 class Fleet:
     """Servers and their clients. Launched servers start at once; `wait_ready` awaits them."""
 
-    def __init__(self, config: Config, model_path: str, *, log_dir: Path, backend: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model_path: str,
+        *,
+        log_dir: Path,
+        backend: str,
+        own: tuple[int, int] | None = None,
+    ) -> None:
         """
         Args:
             model_path: what launched servers load first.
             log_dir: where `vllm-N.log` of launched servers go.
             backend: weight transfer of launched servers.
+            own: rank and device of the trainer whose GPU a single server shares (`colocated`).
 
         Raises:
             ServerError: vLLM is not installed.
@@ -38,13 +51,13 @@ class Fleet:
         self.clients: list[VLLMClient] = []
         self.processed_logprobs = False  # known after `wait_ready`
         with ExitStack() as undo:
-            for number in range(self.settings.num_servers if self.settings.launch else 0):
+            for number, gpus in self._to_launch(own):
                 server = LaunchedServer(
                     config,
                     model_path,
                     log_path=log_dir / f"vllm-{number}.log",
                     backend=backend,
-                    gpus=self.settings.gpus_of(number),
+                    gpus=gpus,
                 )
                 undo.callback(server.stop)
                 self.launched.append(server)
@@ -55,6 +68,14 @@ class Fleet:
             self._stack = undo.pop_all()
         urls = [s.base_url for s in self.launched] or self.settings.base_urls
         self.clients = [VLLMClient(url.rstrip("/"), self._session) for url in urls]
+
+    def _to_launch(self, own: tuple[int, int] | None) -> list[tuple[int, list[str]]]:
+        """Number and GPUs of each server."""
+        if own is not None:
+            rank, device = own
+            return [(rank, [visible_gpu(device)])]
+        numbers = range(self.settings.num_servers if self.settings.launch else 0)
+        return [(number, [str(gpu) for gpu in self.settings.gpus_of(number)]) for number in numbers]
 
     def __enter__(self) -> Self:
         return self
@@ -77,19 +98,7 @@ class Fleet:
             ServerError: a launched server ended, one did not answer in `start_timeout_s`, or the
                 servers report different kinds of log-probs.
         """
-        deadline = time.monotonic() + self.settings.start_timeout_s
-        waiting = list(self.clients)
-        while waiting:
-            check_stop()
-            self.check_alive()
-            waiting = [c for c in waiting if not self.call(c.is_healthy())]
-            if waiting and time.monotonic() > deadline:
-                raise ServerError(
-                    f"rollout.vllm: {waiting[0].base_url} did not answer within "
-                    f"{self.settings.start_timeout_s:g} s; {self.where_to_look()}, or raise "
-                    "rollout.vllm.start_timeout_s"
-                )
-            time.sleep(_POLL_S if waiting else 0)
+        self._await_health(self.clients, check_stop)
         modes = self.on_all(
             [c.processes_logprobs(self.settings.sync_timeout_s) for c in self.clients]
         )
@@ -98,6 +107,55 @@ class Fleet:
                 "rollout.vllm.base_urls: the servers differ in --logprobs-mode; start all with one"
             )
         self.processed_logprobs = modes[0]
+
+    def revive(self, lost: Sequence[VLLMClient], check_stop: Callable[[], None]) -> None:
+        """Start launched servers again and wait for them, as for given ones that went away.
+
+        They hold the weights they started with. Called on the thread that launched them: servers
+        end with it.
+
+        Raises:
+            ServerError: one did not start, or did not answer in `start_timeout_s`.
+        """
+        for client in lost:
+            server = self._launched_by(client)
+            if server is not None:
+                log.warning(
+                    "%s is lost; it is started again, see %s", client.base_url, server.log_path
+                )
+                server.restart()
+            else:
+                log.warning("%s is lost; waiting for it", client.base_url)
+        self._await_health(lost, check_stop)
+
+    def ended(self) -> list[VLLMClient]:
+        """Servers whose process has ended; of given ones nobody knows."""
+        return [c for c in self.clients if (s := self._launched_by(c)) is not None and s.has_ended]
+
+    def silent(self) -> list[VLLMClient]:
+        """Servers that do not answer now."""
+        healthy = self.call(_all_healthy(self.clients))
+        return [c for c, answers in zip(self.clients, healthy, strict=True) if not answers]
+
+    def _launched_by(self, client: VLLMClient) -> LaunchedServer | None:
+        return self.launched[self.clients.index(client)] if self.launched else None
+
+    def _await_health(self, clients: Sequence[VLLMClient], check_stop: Callable[[], None]) -> None:
+        deadline = time.monotonic() + self.settings.start_timeout_s
+        waiting = list(clients)
+        while waiting:
+            check_stop()
+            for client in waiting:
+                if (server := self._launched_by(client)) is not None:
+                    server.check_alive()
+            waiting = [c for c in waiting if not self.call(c.is_healthy())]
+            if waiting and time.monotonic() > deadline:
+                raise ServerError(
+                    f"rollout.vllm: {waiting[0].base_url} did not answer within "
+                    f"{self.settings.start_timeout_s:g} s; {self.where_to_look()}, or raise "
+                    "rollout.vllm.start_timeout_s"
+                )
+            time.sleep(_POLL_S if waiting else 0)
 
     def check_alive(self, grace_s: float = 0.0) -> None:
         """Raises ServerError when a launched server has ended, or does so within `grace_s`."""
@@ -138,6 +196,10 @@ class Fleet:
         if self.launched:
             return f"see {', '.join(str(s.log_path) for s in self.launched)}"
         return f"see the logs of {', '.join(c.base_url for c in self.clients)}"
+
+
+async def _all_healthy(clients: Sequence[VLLMClient]) -> list[bool]:
+    return await asyncio.gather(*(client.is_healthy() for client in clients))
 
 
 async def _open_session() -> aiohttp.ClientSession:

@@ -19,6 +19,13 @@ from .logprobs import best_mode
 
 _STOP_S = 15.0  # from the request to end until the process group is killed
 _TAIL_LINES = 4
+_OF_THE_LAUNCHER = frozenset(
+    {
+        *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME"),
+        *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+        *("MASTER_ADDR", "MASTER_PORT"),
+    }
+)
 _ERROR = re.compile(r"\b\w*(Error|Exception|error): ")  # the last line of a traceback
 
 
@@ -26,14 +33,14 @@ class LaunchedServer:
     """A server on loopback, its output in `log_path`. Runs from construction to `stop`."""
 
     def __init__(
-        self, config: Config, model_path: str, *, log_path: Path, backend: str, gpus: list[int]
+        self, config: Config, model_path: str, *, log_path: Path, backend: str, gpus: list[str]
     ) -> None:
         """
         Args:
             model_path: folder or hub id whose architecture and first weights it takes.
             log_path: file for its output, made anew.
             backend: weight transfer: gloo, nccl or ipc.
-            gpus: devices it may see; empty: all, or a CPU build.
+            gpus: devices it may see, as in CUDA_VISIBLE_DEVICES; empty: all, or a CPU build.
 
         Raises:
             ServerError: vLLM is not installed.
@@ -42,19 +49,23 @@ class LaunchedServer:
         port = _free_port()
         self.base_url = f"http://127.0.0.1:{port}"
         self.log_path = log_path
-        command = [
+        self._command = [
             *(sys.executable, "-P", "-m", "polaris_fast.rollout.vllm.serve", str(os.getpid())),
             *server_arguments(config, model_path, port, backend),
         ]
-        with log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | server_environment(config, backend, gpus),
-                start_new_session=True,  # Ctrl-C is the trainer's to answer
-            )
+        self._environment = own_environment() | server_environment(config, backend, gpus)
+        log_path.unlink(missing_ok=True)
+        self._process = self._start()
+
+    def restart(self) -> None:
+        """End what is left of it and start it again, at the same address; its log goes on."""
+        self.stop()
+        self._process = self._start()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process is gone."""
+        return self._process.poll() is not None
 
     def check_alive(self, grace_s: float = 0.0) -> None:
         """Raises ServerError, with the end of its log, when the process has ended.
@@ -73,6 +84,17 @@ class LaunchedServer:
             f"{self.log_path} says\n  {words}"
         )
 
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self.log_path.open("ab") as log:
+            return subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,  # Ctrl-C is the trainer's to answer
+            )
+
     def ask_to_end(self) -> None:
         """Tell it to end, without waiting."""
         self._process.terminate()
@@ -86,6 +108,21 @@ class LaunchedServer:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def visible_gpu(index: int) -> str:
+    """Name of this process's device `index` for CUDA_VISIBLE_DEVICES of another process."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return visible.split(",")[index].strip() if visible else str(index)
+
+
+def own_environment() -> dict[str, str]:
+    """The trainer's variables without its launcher's: a server is no rank of the run."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _OF_THE_LAUNCHER and not name.startswith("TORCHELASTIC_")
+    }
 
 
 def last_words(log: str) -> list[str]:
@@ -130,6 +167,8 @@ def server_arguments(config: Config, model_path: str, port: int, backend: str) -
         "--enable-scale-out",  # the routes for token ids
         "--disable-uvicorn-access-log",
     ]
+    if vllm.placement == "colocated":
+        flags += ["--enable-sleep-mode"]
     if backend == "gloo":
         flags += ["--enforce-eager"]
         if vllm.tensor_parallel_size == 1:
@@ -137,7 +176,7 @@ def server_arguments(config: Config, model_path: str, port: int, backend: str) -
     return [word for pair in arguments.items() for word in pair] + flags + list(vllm.extra_args)
 
 
-def server_environment(config: Config, backend: str, gpus: list[int]) -> dict[str, str]:
+def server_environment(config: Config, backend: str, gpus: list[str]) -> dict[str, str]:
     """Variables of the server's process besides the trainer's own."""
     variables = {
         "VLLM_SERVER_DEV_MODE": "1",  # the routes for trainers
@@ -145,7 +184,7 @@ def server_environment(config: Config, backend: str, gpus: list[int]) -> dict[st
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     if gpus:
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     if backend == "ipc":
         variables["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # handles travel pickled
     if backend == "gloo":

@@ -1,7 +1,8 @@
 """Which server writes which rows.
 
 Rows of one prompt go to one server, whose prefix cache then holds the prompt once; among servers
-with room the one with the fewest rows in flight is taken. A server that is lost gets no more.
+with room the one with the fewest rows in flight is taken. A server that is lost gets no more until
+it is back.
 """
 
 from __future__ import annotations
@@ -27,22 +28,19 @@ class Router(Generic[Server]):
         self.capacity = capacity
         self._changed = asyncio.Condition()
 
-    async def place(self, num_rows: int) -> Server | None:
-        """A server for `num_rows` rows, now counted as in flight; waits until one has room.
-
-        None when all servers are lost.
-        """
+    async def place(self, num_rows: int) -> Server:
+        """A server for `num_rows` rows, now counted as in flight; waits until one has room."""
         async with self._changed:
-            await self._changed.wait_for(lambda: not self.in_flight or self._free() is not None)
+            await self._changed.wait_for(lambda: self._free() is not None)
             server = self._free()
-            if server is not None:
-                self.in_flight[server] += num_rows
+            assert server is not None
+            self.in_flight[server] += num_rows
             return server
 
     async def release(self, server: Server) -> None:
         """One row of the server has ended."""
         async with self._changed:
-            if server in self.in_flight:
+            if self.in_flight.get(server):  # a server that is back counts from 0
                 self.in_flight[server] -= 1
             self._changed.notify_all()
 
@@ -50,6 +48,12 @@ class Router(Generic[Server]):
         """Place nothing more on this server."""
         async with self._changed:
             self.in_flight.pop(server, None)
+            self._changed.notify_all()
+
+    async def restore(self, servers: Iterable[Server]) -> None:
+        """These are back, and write nothing yet."""
+        async with self._changed:
+            self.in_flight |= {server: 0 for server in servers}
             self._changed.notify_all()
 
     def _free(self) -> Server | None:

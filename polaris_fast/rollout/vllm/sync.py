@@ -1,7 +1,11 @@
 """The trainer's weights into the servers, by vLLM's weight-transfer API.
 
-    pause (ends rows, forgets cached prefixes) -> start -> update, while the weights are sent
+    pause (forgets cached prefixes) -> start -> update, while the weights are sent
     -> finish (with the version's label) -> resume
+
+Rows in flight are ended by a pause, or kept: then they go on with the new weights, their keys and
+values computed anew. Servers on the trainer's GPU sleep while it trains; an update wakes them, in
+two parts, so that keys and values get their memory when the transfer's is free again.
 
 How they travel is the transfer's business: `gloo` between CPUs is ours, `nccl` (servers on other
 GPUs) and `ipc` (a server on the trainer's GPU) are vLLM's. Weights go under the names that they
@@ -17,6 +21,9 @@ from .control import Control
 from .fleet import Fleet
 from .side_by_side import within
 from .transfer import CudaTransfer, GlooTransfer, Transfer, Weights
+
+# Weights and cache are given up; nothing is kept on the host: the next update brings the weights.
+_SLEEP_LEVEL = 2
 
 
 class WeightSync:
@@ -38,23 +45,49 @@ class WeightSync:
             if kind == "gloo"
             else CudaTransfer(kind, self.control, weights, device)
         )
-        self._connected = False
+        self._connected = self._asleep = False
 
-    def send(self, version: str) -> None:
+    @property
+    def asleep(self) -> bool:
+        """Whether the servers have no weights until the next `send`."""
+        return self._asleep
+
+    def send(self, version: str, *, keep_rows: bool = False) -> None:
         """Servers write with the model's present weights, labelled `version`, when this returns.
+
+        Args:
+            keep_rows: rows in flight go on with the new weights; else they are ended.
 
         Raises:
             ServerError: a server refused, is gone, or the transfer took longer than
                 `rollout.vllm.sync_timeout_s`. The servers stay paused: their weights are mixed.
         """
         self.control.version = version
-        within(self.timeout_s, self._send, self.fleet)
+        try:
+            within(self.timeout_s, lambda: self._send(keep_rows), self.fleet)
+        except BaseException:
+            self.forget_connections()
+            raise
 
-    def _send(self) -> None:
+    def forget_connections(self) -> None:
+        """A server was started anew: the next `send` meets all of them again, awake."""
+        self._connected = self._asleep = False
+
+    def sleep(self) -> None:
+        """The servers give their memory back until the next `send`."""
+        self.fleet.post(f"/sleep?level={_SLEEP_LEVEL}", self.timeout_s)
+        self._asleep = True
+
+    def _send(self, keep_rows: bool) -> None:
+        if self._asleep:
+            self.fleet.post("/wake_up?tags=weights", self.timeout_s)
         if not self._connected:
             self.transfer.connect()
             self._connected = True
-        # Whatever runs is of an abandoned step.
-        self.fleet.post("/pause?mode=abort", self.timeout_s)
+        if not self._asleep:  # a sleeping server is paused
+            self.fleet.post(f"/pause?mode={'keep' if keep_rows else 'abort'}", self.timeout_s)
         self.transfer.send()
+        if self._asleep:
+            self.fleet.post("/wake_up?tags=kv_cache", self.timeout_s)
+            self._asleep = False
         self.fleet.post("/resume", self.timeout_s)

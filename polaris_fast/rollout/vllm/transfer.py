@@ -79,7 +79,6 @@ class CudaTransfer:
 
     def connect(self) -> None:
         from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
-        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
         weights = self.weights
         declared = [ParamMeta(n, w.dtype, tuple(w.shape)) for n, w in each_once(weights())]
@@ -92,28 +91,48 @@ class CudaTransfer:
                 return iter(each_once(weights()))
 
         with torch.cuda.device(self.device):
-            self._engine = WeightTransferTrainerFactory.trainer_init(
-                self._init_info(), client=self.control, source=Source()
-            )
+            self._engine = self._trainer_init(Source())
 
     @torch.no_grad()
     def send(self) -> None:
         with torch.cuda.device(self.device):
             self._engine.send_weights()
 
-    def _init_info(self) -> Any:
+    def _trainer_init(self, source: Any) -> Any:
         if self.kind == "ipc":
-            from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-
-            return IPCTrainerInitInfo(rank=0, packed=True)
+            return _ipc_alone(self.control, source)
+        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-        return NCCLTrainerInitInfo(
+        info = NCCLTrainerInitInfo(
             master_address=_own_address(self.control.fleet),
             master_port=_free_port(),
             world_size=1 + sum(self.control.sizes),
             rank=0,
         )
+        return WeightTransferTrainerFactory.trainer_init(info, client=self.control, source=source)
+
+
+def _ipc_alone(control: Control, source: Any) -> Any:
+    """vLLM's `ipc` engine for a rank that serves its own server, whatever other ranks do.
+
+    vLLM's own gathers the handles of all ranks of the process group, which must then all send at
+    once; a server that is started again is sent weights by its own rank alone.
+    """
+    from vllm.distributed.weight_transfer.ipc_engine import (
+        IPCTrainerInitInfo,
+        IPCTrainerWeightTransferEngine,
+    )
+
+    class Alone(IPCTrainerWeightTransferEngine):
+        def _all_gather_and_merge_handles(self, handles: list[Any]) -> list[Any]:
+            return handles
+
+        def _post_send_sync(self) -> None:
+            torch.cuda.synchronize()
+
+    info = IPCTrainerInitInfo(rank=0, packed=True)
+    return Alone.trainer_init(info, client=control, source=source)
 
 
 def each_once(state: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:

@@ -1,0 +1,77 @@
+"""What a run will need and take, in one line before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..config import Config
+from ..types import StoryRecord, UserError
+from .assumptions import Assumptions
+from .build import step_time_of, steps_of
+from .cost import RunCost, run_cost
+from .hardware import Machine, this_cpu, this_machine
+from .memory import MemoryPlan, memory_plan
+from .servers import training_part
+from .shapes import shape_of_run
+from .table import gib, usd
+
+
+def estimate_before_run(
+    config: Config, device_type: str, num_ranks: int, records: Sequence[StoryRecord]
+) -> str | None:
+    """The line that a run prints; None where it takes neither a GPU nor money.
+
+    Never raises for a model that cannot be traced: the run itself may well load it.
+
+    Args:
+        device_type: "cuda" or "cpu", of every rank.
+        records: training prompts.
+    """
+    is_gpu = device_type == "cuda"
+    if not is_gpu and (config.reward.function or config.judge.base_url is None):
+        return None
+    try:
+        machine = this_machine() if is_gpu else this_cpu()
+        share = machine.memory_bytes if is_gpu else machine.memory_bytes // num_ranks
+        machine = replace(machine, count=num_ranks, memory_bytes=share)
+        return estimate_summary(*estimate_run(config, machine, records), machine)
+    except UserError as error:
+        return f"no estimate: {error}"
+
+
+def estimate_run(
+    config: Config, machine: Machine, records: Sequence[StoryRecord]
+) -> tuple[MemoryPlan, RunCost]:
+    """Memory and cost alone, without a search for anything better.
+
+    Args:
+        config: with `max_completion_length` resolved.
+        records: training prompts; empty: not known.
+
+    Raises:
+        UserError: as `make_plan`.
+    """
+    assumed = Assumptions()
+    shape = shape_of_run(config)
+    ranks = training_part(config, machine)
+    steps, _ = steps_of(config, records, None)
+    memory = memory_plan(config, shape, ranks)
+    step = step_time_of(config, shape, ranks, steps, assumed, memory)
+    return memory, run_cost(config, machine, step, assumed, num_records=len(records))
+
+
+def estimate_summary(memory: MemoryPlan, cost: RunCost, machine: Machine) -> str:
+    """One line of what a run will need and take; its rates are assumptions (docs/plan.md)."""
+    parts = [f"{cost.num_steps:,} steps", f"{cost.judgements:,} judgements"]
+    if cost.judge_usd != 0:
+        parts[-1] += (
+            f" ({cost.judge_prompt_tokens / 1e6:,.1f} M tokens read, "
+            f"{cost.judge_completion_tokens / 1e6:,.1f} M written, "
+            f"{usd(cost.judge_usd, 'set judge.price_input and price_output')})"
+        )
+    if machine.device == "cuda":  # a CPU's rates are too rough to be told
+        parts.append(f"about {cost.hours:,.1f} h, {cost.gpu_hours:,.1f} GPU hours")
+    verdict = "" if memory.fits else ": IT WILL NOT FIT"
+    parts.append(f"{gib(memory.total)} of {gib(memory.available)} a rank{verdict}")
+    return f"estimate: {'; '.join(parts)}"

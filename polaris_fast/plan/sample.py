@@ -1,0 +1,69 @@
+"""What is traced in place of the whole model: the same widths, one layer of each kind, no memory.
+
+It holds the configured adapters, put in by peft itself, so their count and types are peft's own.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..config import Config, LoraConfig
+from ..model.lora import Adapters
+from ..model.packed import install_packing
+from .shapes import ModelShape, meta_model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The parameters that get gradients and moments."""
+
+    elements: int
+    largest: int  # elements of the largest single tensor
+    itemsize: int  # bytes of an element as the model holds it
+    extra: int  # bytes that adapters add to the model's own weights
+
+
+def sample_model(shape: ModelShape, dtype: torch.dtype, lora: LoraConfig) -> Any:
+    """The model to trace, in training mode, on the meta device.
+
+    Raises:
+        UserError: adapters are asked for, and peft is missing or they fit no layer.
+    """
+    config = copy.deepcopy(shape.config)
+    kinds = list(dict.fromkeys(shape.layer_kinds))
+    config.num_hidden_layers = len(kinds)
+    if getattr(config, "layer_types", None):
+        config.layer_types = kinds
+    model = meta_model(config, dtype)
+    install_packing(model)
+    if lora.r > 0:
+        with torch.device("meta"):
+            Adapters(model, lora)
+        # all layers but the first hand a gradient on
+        model.enable_input_require_grads()
+    return model.train()
+
+
+def trained_parameters(config: Config, shape: ModelShape) -> Trained:
+    """All of them, or the adapters alone.
+
+    Raises:
+        UserError: as `sample_model`.
+    """
+    dtype = getattr(torch, config.dtype)
+    if config.lora.r == 0:
+        return Trained(shape.num_parameters, shape.largest_parameter, dtype.itemsize, 0)
+    model = sample_model(shape, dtype, config.lora)
+    elements = largest = itemsize = 0
+    for kind, layer in zip(
+        dict.fromkeys(shape.layer_kinds), model.get_decoder().layers, strict=True
+    ):
+        adapters = [p for p in layer.parameters() if p.requires_grad]
+        elements += shape.layer_kinds.count(kind) * sum(p.numel() for p in adapters)
+        largest = max(largest, *(p.numel() for p in adapters))
+        itemsize = max(p.itemsize for p in adapters)
+    return Trained(elements, largest, itemsize, elements * itemsize)

@@ -1,0 +1,72 @@
+"""vLLM servers of a run: the GPUs they take from training, and the rows they hold at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..config import Config
+from ..types import UserError
+from .generation import cache_bytes_per_token, state_bytes_per_row
+from .hardware import GIB, Machine
+from .shapes import ModelShape
+
+# vLLM's own share of a GPU where `gpu_memory_utilization` is not set, and what it needs of it
+# beside weights and cache.
+_UTILIZATION = 0.9
+_WORKSPACE = 2 * GIB
+
+
+@dataclass(frozen=True)
+class Servers:
+    """All servers of a run, alike."""
+
+    count: int
+    gpus_each: int
+    shares_gpus: bool  # with the trainer: `ipc`
+    memory: int  # bytes of one GPU that the server takes
+    rows: int  # of full length that one server holds at once, at most `rollout.max_batch_size`
+
+
+def servers_of(config: Config, shape: ModelShape, machine: Machine) -> Servers | None:
+    """The configured servers; None where stories are written with the training weights."""
+    if config.rollout.engine != "vllm":
+        return None
+    vllm = config.rollout.vllm
+    memory = int((vllm.gpu_memory_utilization or _UTILIZATION) * machine.memory_bytes)
+    if machine.device == "cpu":
+        memory = vllm.cpu_kv_cache_gib * GIB + _weights(config, shape) + _WORKSPACE
+    tp = vllm.tensor_parallel_size
+    room = tp * (memory - _WORKSPACE) - _weights(config, shape)
+    length = config.max_prompt_length + (config.max_completion_length or 0)
+    per_row = length * cache_bytes_per_token(config, shape) + state_bytes_per_row(config, shape)
+    return Servers(
+        count=vllm.num_servers if vllm.launch else len(vllm.base_urls),
+        gpus_each=tp,
+        shares_gpus=vllm.transfer == "ipc",
+        memory=memory,
+        rows=max(0, min(config.rollout.max_batch_size, room // per_row)),
+    )
+
+
+def training_part(config: Config, machine: Machine) -> Machine:
+    """The machine without the GPUs that launched servers keep for themselves.
+
+    Raises:
+        UserError: they leave none to train on.
+    """
+    vllm = config.rollout.vllm
+    own = config.rollout.engine == "vllm" and vllm.launch and vllm.transfer != "ipc"
+    if not own or machine.device == "cpu":
+        return machine
+    taken = vllm.num_servers * vllm.tensor_parallel_size
+    if taken >= machine.count:
+        raise UserError(
+            f"--gpus: {machine.count} GPUs, and rollout.vllm takes {taken} (num_servers * "
+            "tensor_parallel_size): none is left to train on; give more GPUs or fewer servers, or "
+            "set rollout.vllm.transfer to ipc"
+        )
+    return replace(machine, count=machine.count - taken)
+
+
+def _weights(config: Config, shape: ModelShape) -> int:
+    return shape.num_parameters * (2 if config.dtype == "bfloat16" else 4)

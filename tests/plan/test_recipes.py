@@ -1,0 +1,97 @@
+"""The shipped recipes on the machines that their headers name, and what is told to do elsewhere."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from polaris_fast.config import Config
+from polaris_fast.config_file import load_config
+from polaris_fast.plan.advice import advise, longest_row, smallest_remedy, with_settings
+from polaris_fast.plan.build import resolve_lengths
+from polaris_fast.plan.hardware import GIB, parse_gpus
+from polaris_fast.plan.memory import memory_plan
+from polaris_fast.plan.servers import servers_of, training_part
+from polaris_fast.plan.shapes import ModelShape, shape_of_run
+from polaris_fast.types import UserError
+
+
+@cache
+def recipe(name: str) -> tuple[Config, ModelShape]:
+    config = resolve_lengths(load_config(name, {}))
+    return config, shape_of_run(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus"),
+    [
+        ("polaris_9b", "4xA100-80G"),
+        ("polaris_9b_12k", "4xA100-80G"),
+        ("polaris_9b_lora_1gpu", "A100-80G"),
+    ],
+)
+def test_a_recipe_fits_its_machine(name: str, gpus: str) -> None:
+    plan = memory_plan(*recipe(name), parse_gpus(gpus))
+    assert plan.fits
+    # Nothing is forgotten: 16 bytes a trained parameter over the ranks, 2 a frozen one.
+    least = 8.95e9 * 2 if "lora" in name else 8.95e9 * 16 / 4
+    assert plan.total > least
+
+
+def test_one_gpu_is_too_small_for_all_weights_and_a_switch_is_named() -> None:
+    config, shape = recipe("polaris_9b")
+    machine = parse_gpus("A100-80G")
+    now = memory_plan(config, shape, machine)
+    assert not now.fits
+    remedy = smallest_remedy(config, shape, machine)
+    assert remedy is not None and remedy[1].fits
+    assert remedy[0] == ("engine.offload_optimizer=true",)
+
+
+def test_advice_is_what_the_changed_configuration_needs() -> None:
+    config, shape = recipe("polaris_9b")
+    config = with_settings(config, {"gradient_checkpointing": False})
+    machine = parse_gpus("4xA100-80G")
+    now = memory_plan(config, shape, machine)
+    found = {advice.settings: advice for advice in advise(config, shape, machine, now)}
+    saved = found["gradient_checkpointing=true",]
+    changed = with_settings(config, {"gradient_checkpointing": True})
+    assert saved.saving == now.total - memory_plan(changed, shape, machine).total > 50 * GIB
+    assert saved.fits and not now.fits
+    assert [a.saving for a in found.values()] == sorted(
+        (a.saving for a in found.values()), reverse=True
+    )
+
+
+def test_the_longest_row_fits_and_a_longer_one_does_not() -> None:
+    config, shape = recipe("polaris_9b_12k")
+    machine = parse_gpus("4xA100-80G")
+    longest = longest_row(config, shape, machine)
+    assert longest > config.max_prompt_length + (config.max_completion_length or 0)
+    for tokens, fits in ((longest, True), (longest + 512, False)):
+        changed = with_settings(
+            config,
+            {
+                "max_completion_length": tokens - config.max_prompt_length,
+                "packing.max_tokens_per_microbatch": tokens,
+            },
+        )
+        assert memory_plan(changed, shape, machine).fits is fits
+
+
+def test_servers_take_gpus_from_training_or_share_them() -> None:
+    config, shape = recipe("polaris_9b")
+    machine = parse_gpus("8xA100-80G")
+    split = {"rollout.engine": "vllm", "engine.zero_stage": 2}
+    config = with_settings(config, split)
+    config = with_settings(
+        config, {"rollout.vllm": config.rollout.vllm.model_copy(update={"num_servers": 4})}
+    )
+    assert training_part(config, machine).count == 4
+    plan = memory_plan(config, shape, training_part(config, machine))
+    assert "generation" not in {phase.name for phase in plan.phases}
+    servers = servers_of(config, shape, machine)
+    assert servers is not None and 0 < servers.rows <= config.rollout.max_batch_size
+    with pytest.raises(UserError, match=r"--gpus: 4 GPUs, and rollout\.vllm takes 4"):
+        training_part(config, parse_gpus("4xA100-80G"))
