@@ -131,7 +131,7 @@ def test_adapter(benchmark: Any, table: Table, project: str) -> None:
     calls = PROJECTS[project](Inputs())
     peaks = {name: run_with_peak(call, cpu)[1] for name, call in calls.items()}
     samples = benchmark.pedantic(
-        take_turns, args=(calls, cpu), kwargs={"budget_s": 10.0, "max_rounds": 5}, rounds=1
+        take_turns, args=(calls, cpu), kwargs={"budget_s": 6.0, "max_rounds": 5}, rounds=1
     )
     first = next(iter(calls))
     medians = {name: quantile(ms, 0.5) for name, ms in samples.items()}

@@ -4,11 +4,11 @@
     python -m benchmarks.gpu --device cpu --tiny     # a dry run of every part, without a GPU
 
 Builds csrc, imports the peers, measures the chip's floors and the row kernels against them, runs
-the tests marked `gpu`, the head benchmarks at the headline shapes, a whole training step of a model
-of 1.9 B parameters and a short training run; ends with each headline as a share of its floor. Each
-part is a process of its own with a time limit; what fails is recorded with its last lines, what does
-not fit into the eight minutes is named, and the others still run. Nothing is downloaded: from a bare
-checkout, `PYTHONPATH=.:kernels` is enough.
+the tests marked `gpu`, the head benchmarks at the headline shapes, a whole training step of a
+model of 1.9 B parameters and a short training run; ends with each headline as a share of its
+floor. Each part is a process of its own with a time limit; what fails is recorded with its last
+lines, what does not fit into the eight minutes is named, and the others still run. Nothing is
+downloaded: from a bare checkout, `PYTHONPATH=.:kernels` is enough.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from .head_cases import HeadInputs
 from .measure import Call, Stopwatch
 
 # products of a task, in order; logp_op makes the logits twice, as it does not keep them
-_PRODUCTS = {
+PRODUCTS = {
     "loss": ("logits", "hidden", "weight"),
     "sparse_mask": ("logits", "hidden", "weight"),
     "sparse_loss": ("logits", "hidden", "weight"),
@@ -74,7 +74,7 @@ def find_floor(inputs: HeadInputs) -> Floor:
             time = min(watch.time_ms(Call(run)) for _ in range(_PROBES))
             if product not in fastest or time < fastest[product][0]:
                 fastest[product] = (time, name, run)
-    needed = _PRODUCTS[inputs.case.task]
+    needed = PRODUCTS[inputs.case.task]
     runs = [fastest[product][2] for product in needed]
 
     def run_all() -> None:

@@ -609,6 +609,14 @@ class AlarmConfig(Section):
     """Smallest share of the starting length ratio that a rising reward may be won with."""
 
 
+class ProfileConfig(Section):
+    """Steps to look into; each costs time and disk."""
+
+    steps: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    """Numbers of the steps, from 1, whose trace and table of phases go to `profile/` in the run's
+    folder."""
+
+
 class GuardConfig(Section):
     """Refuses updates that would wreck the model."""
 
@@ -776,6 +784,7 @@ class Config(Section):
     engine: EngineConfig = EngineConfig()
     lora: LoraConfig = LoraConfig()
     guard: GuardConfig = GuardConfig()
+    profile: ProfileConfig = ProfileConfig()
     alarms: AlarmConfig = AlarmConfig()
 
     @model_validator(mode="after")

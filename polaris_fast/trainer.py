@@ -10,6 +10,7 @@ import math
 import shutil
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from .model.load import read_config
 from .model_card import write_model_card
 from .pipeline import Pipeline
 from .plan.estimate import estimate_before_run
+from .profiling import profiled
 from .progress import Progress
 from .prompts import PromptBuilder, load_tokenizer, stop_ids_of
 from .ranks.conductor import Conductor
@@ -322,7 +324,9 @@ class Trainer:
             while self.state.step < self.total_steps:
                 self.canaries.begin(self.state.step)
                 self._sync()
-                self._finish_step(self._run_step(self.state.step))
+                step = partial(self._run_step, self.state.step)
+                number = self.state.step + 1
+                self._finish_step(profiled(self.config.profile, self.run_dir, number, step))
                 if self.config.save_steps and self.state.step % self.config.save_steps == 0:
                     self._settle()
                     self._save()

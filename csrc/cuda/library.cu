@@ -70,9 +70,10 @@ struct Device {
   int shared_bytes = 0;
 };
 
-cudaError_t find_device(Device& found) {
-  int device = 0, major = 0, minor = 0;
-  cudaError_t error = cudaGetDevice(&device);
+// This library has a runtime of its own, whose current device need not be the caller's.
+cudaError_t find_device(int32_t device, Device& found) {
+  int major = 0, minor = 0;
+  cudaError_t error = cudaSetDevice(device);
   if (!error) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (!error) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   if (!error) {
@@ -183,6 +184,7 @@ int32_t pkc_cluster_size(int64_t num_columns, int32_t dtype, int32_t capability,
 int32_t pkc_statistics(const PkcLogits* in, const PkcState* state, void* stream) {
   if (const int32_t refused = check(in, state)) return refused;
   if (in->num_rows == 0) return PKC_OK;
+  if (const cudaError_t error = cudaSetDevice(in->device)) return failed(error);
   return finish(launch_statistics(*in, *state, stream));
 }
 
@@ -192,6 +194,7 @@ int32_t pkc_gradient(const PkcLogits* in, const PkcState* state, const PkcRule* 
   if (const int32_t refused = check(*in, rule, to)) return refused;
   const int64_t num_rows = to->index ? to->num_listed : in->num_rows;
   if (num_rows == 0 || in->num_rows == 0) return PKC_OK;
+  if (const cudaError_t error = cudaSetDevice(in->device)) return failed(error);
   return finish(launch(gradient_kernel(*in, *to), num_rows, kThreads, 1, 0, stream, *in, *state,
                        *rule, *to));
 }
@@ -204,7 +207,7 @@ int32_t pkc_row_pass(const PkcLogits* in, const PkcState* state, const PkcRule* 
   if (to->index || cluster < -1 || cluster > kLargestCluster || !is_power) return PKC_BAD_ARGUMENT;
   if (in->num_rows == 0) return PKC_OK;
   Device device;
-  if (const cudaError_t error = find_device(device)) return failed(error);
+  if (const cudaError_t error = find_device(in->device, device)) return failed(error);
   if (device.capability < 80) return PKC_UNSUPPORTED;
   if (cluster == 0) {
     cluster = pkc_cluster_size(in->num_columns, in->dtype, device.capability, device.shared_bytes);

@@ -31,7 +31,7 @@ struct alignas(16) Shared {
   Coefficients coefficients;
 };
 
-// v of a vector's items; behind the last column the floor.
+// v of a vector's items; behind the last column the floor, or, not masked, what nobody may store.
 template <int32_t dtype, bool extras, bool masked>
 PK_DEVICE void values(uint4 raw, int column, int num_columns, const Scaling& scaling, float* v) {
   constexpr int items = Vector<dtype>::kItems;
@@ -200,7 +200,7 @@ row_gradient(PkcLogits in, PkcState state, PkcRule rule, PkcOut to) {
       const int column = (start + j * stride + chip::thread()) * items;
       if (column < V) {
         float v[items];
-        values<dtype, extras, true>(raw[j], column, V, scaling, v);
+        values<dtype, extras, extras>(raw[j], column, V, scaling, v);
         differentiate<extras, items>(v, target - column, c, scaling);
         store_vector<out_dtype, items>(out, column, V, v);
       }
@@ -318,7 +318,7 @@ row_pass(PkcLogits in, PkcState state, PkcRule rule, PkcOut to) {
     for (int i = thread; i < count; i += stride) {
       const int column = (first + i) * items;
       float v[items];
-      values<dtype, extras, true>(share[i], column, V, scaling, v);
+      values<dtype, extras, extras>(share[i], column, V, scaling, v);
       differentiate<extras, items>(v, target - column, c, scaling);
       store_vector<out_dtype, items>(out, column, V, v);
     }

@@ -1,7 +1,6 @@
 // Plain C interface of the CUDA row kernels: softmax statistics of rows of logits, and the gradient
 // by the logits, from one read of each row where it fits on the chip. Pointers are device pointers;
-// nothing is allocated, nothing waits, so every call may be captured in a graph. Calls go to the
-// current device.
+// nothing is allocated, nothing waits, so every call may be captured in a graph.
 //
 // With v the raw logit after bias and rounding, or tanh(cap_scale * raw) under a softcap, and
 // negated where `flips`; z = scale * v; m = max v; d = (v - m) |scale| log2(e), E = 2^d, S = sum E:
@@ -48,7 +47,7 @@ typedef struct {
   int32_t dtype;           // of logits: PKC_*
   int32_t rounds;          // round to bf16 after the bias
   int32_t flips;
-  int32_t reserved;
+  int32_t device;          // whose memory and stream these are; it is the current one afterwards
 } PkcLogits;
 
 typedef struct {  // (num_rows) each; rows not kept: 0, 0, 0, 0, 1

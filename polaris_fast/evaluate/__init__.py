@@ -1,8 +1,11 @@
 """How good and how long stories are: `python -m polaris_fast.evaluate --model M --data D`.
 
-    models -> writing (stories, resumable) -> quality, dimensions, pairwise (judge calls)
-           -> measures (text alone) -> summary (means a bucket, bootstrap intervals, slopes)
-           -> table, page
+    options, setup          what is asked for, read and checked before anything is loaded
+    writing, served         stories by either engine, each kept in `store` as it ends
+    judging                 Story Quality; S_Q (`dimensions`) and `pairwise` through `asking`
+    measures                what the text alone tells
+    summary, results        means a bucket with `bootstrap` intervals and slopes, as JSON
+    table, page, plots      the same for people; nothing is computed there
 
 `held_out` is the evaluation inside a training run; it takes its measures from here, too.
 """

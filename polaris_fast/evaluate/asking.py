@@ -18,7 +18,9 @@ from typing import Any, Self
 
 from ..config import JudgeConfig
 from ..judge.client import JudgeClient, display_url
+from ..judge.endpoint import LEAST_BYTES_PER_TOKEN, num_bytes
 from ..judge.faults import FaultKind, JudgeFault, JudgeStopped
+from ..judge.flow.cost import CostBudget, Verdict
 from ..judge.pricing import cost_usd, prices_of
 from ..judge.request import Messages, ask_again
 from ..judge.retry import Backoff, Deadline, TryCount, retrying
@@ -54,25 +56,26 @@ class Asker:
         config: JudgeConfig,
         store: JsonLines,
         *,
-        spent_usd: Callable[[], float] = lambda: 0.0,
+        spent_usd: float = 0.0,
         backoff: Backoff | None = None,
     ) -> None:
         """
         Args:
             config: the judge; `base_url` must be set.
             store: where answers are kept.
-            spent_usd: what else counts towards `max_cost_usd`.
+            spent_usd: before, of `max_cost_usd`.
             backoff: waits between tries; None: as the judge pool's.
         """
         assert config.base_url is not None
         form = "none" if config.response_format == "none" else "json_object"
         self._config = config.model_copy(update={"response_format": form})
         self._client = JudgeClient(self._config, config.base_url)
-        self._store, self._others_usd = store, spent_usd
+        self._store = store
+        self._budget = CostBudget(config.max_cost_usd, spent_usd)
         self._backoff = backoff or Backoff()
         self._loop = LoopThread("evaluation-judge")
         self._places: asyncio.Semaphore | None = None
-        self.spent_usd = 0.0
+        self._settled = asyncio.Condition()
 
     def __enter__(self) -> Self:
         self._loop.start()
@@ -153,28 +156,41 @@ class Asker:
 
     async def _once(self, question: Question, messages: Messages, max_tokens: int) -> Answer:
         config = self._config
-        if config.max_cost_usd is not None:
-            spent = self.spent_usd + self._others_usd()
-            if spent >= config.max_cost_usd:
-                raise JudgeStopped(
-                    FaultKind.BUDGET, f"judge.max_cost_usd ({config.max_cost_usd:g}) is spent"
-                )
         timeout_s = config.timeout_s + config.timeout_s_per_1k_words * question.num_words / 1000
-        answer = await self._client.ask(messages, timeout_s=timeout_s, max_tokens=max_tokens)
-        self.spent_usd += (
-            cost_usd(
-                prices_of(config),
-                prompt_tokens=answer.prompt_tokens,
-                cached_tokens=answer.cached_tokens,
-                completion_tokens=answer.completion_tokens,
-            )
-            or 0.0
-        )
+        size = int(num_bytes(messages) / LEAST_BYTES_PER_TOKEN) + 1
+        bound = self._usd(size, 0, max_tokens)
+        await self._reserve(bound)
+        cost = 0.0
+        try:
+            answer = await self._client.ask(messages, timeout_s=timeout_s, max_tokens=max_tokens)
+            tokens = (answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens)
+            cost = self._usd(*tokens)
+        finally:
+            async with self._settled:
+                self._budget.settle(bound, cost)
+                self._settled.notify_all()
         text = answer.usable_text()
         try:
             return question.check(read_object(text))
         except ValueError as error:
             raise JudgeFault(FaultKind.INVALID, str(error), answer=text) from error
+
+    async def _reserve(self, bound: float) -> None:
+        """Set aside what a call may cost at most, once there is as much."""
+        async with self._settled:
+            while (verdict := self._budget.reserve(bound)) is Verdict.WAIT:
+                await self._settled.wait()
+        if verdict is Verdict.STOP:
+            raise JudgeStopped(FaultKind.BUDGET, self._budget.message(bound))
+
+    def _usd(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
+        price = cost_usd(
+            prices_of(self._config),
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            completion_tokens=completion_tokens,
+        )
+        return price or 0.0
 
 
 def read_object(text: str) -> Answer:

@@ -6,6 +6,7 @@ option does only what is missing.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -39,6 +40,7 @@ Outcomes = dict[tuple[str, str], Outcome]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the exit status: 0, 2 for a mistake in the input, 130 when stopped."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # they warn about forks otherwise
     flag = StopFlag()
     try:
         with flag.installed():
@@ -110,8 +112,7 @@ class Evaluation:
             asker = None
             if asks:
                 answers = stack.enter_context(JsonLines(self.setup.out / ANSWERS))
-                spent = lambda: judge.spent_usd
-                asker = stack.enter_context(Asker(config.judge, answers, spent_usd=spent))
+                asker = stack.enter_context(Asker(config.judge, answers, spent_usd=judge.spent_usd))
             return outcomes, self._s_q(asker), self._pairwise(asker, outcomes)
 
     def _write(self, writer: Writer, store: JsonLines, judge: StoryJudge | None) -> None:

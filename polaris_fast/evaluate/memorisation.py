@@ -145,13 +145,18 @@ def compare(record: StoryRecord, continuation: str, attack: Attack) -> Memory:
 
 
 def longest_common_run(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common substring, by the table of common suffixes."""
-    best = 0
-    row = [0] * (len(b) + 1)
-    for token in a:
-        row = [0, *(row[j] + 1 if token == other else 0 for j, other in enumerate(b))]
-        best = max(best, *row)
-    return best
+    """Length of the longest common substring: halved until it is found.
+
+    A common run of n tokens holds one of n - 1, so the largest n with a common n-gram is it.
+    """
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if set(ngrams(a, middle)).isdisjoint(ngrams(b, middle)):
+            high = middle - 1
+        else:
+            low = middle
+    return low
 
 
 def _rest(story: str, attack: Attack) -> list[str]:

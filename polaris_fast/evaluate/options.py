@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..cli import parse_overrides
 from ..types import UserError
 from .memorisation import Attack
 
+LATEST = Path("runs") / "latest"
 DEFAULT_OUT = "evaluation"
 DEFAULT_ATTACKED = 20
 
@@ -56,10 +58,11 @@ def parse_options(arguments: Sequence[str]) -> Options:
     if known.no_judge and (known.dimensions or known.pairwise):
         asked = "--dimensions" if known.dimensions else "--pairwise"
         raise UserError(f"--no-judge: {asked} needs a judge; leave one of the two out")
-    if known.pairwise and len(known.model) < 2:
+    models = known.model or latest_run()
+    if known.pairwise and len(models) < 2:
         raise UserError("--pairwise: needs two models or more; give --model again")
     return Options(
-        models=known.model,
+        models=models,
         data=known.data,
         train_data=known.train_data,
         out=known.out,
@@ -77,6 +80,21 @@ def parse_options(arguments: Sequence[str]) -> Options:
         dry_run=known.dry_run,
         overrides=overrides,
     )
+
+
+def latest_run() -> list[str]:
+    """The models of the latest run in this folder: its base, if it built one, and its newest.
+
+    Raises:
+        UserError: there is no run.
+    """
+    if not LATEST.is_dir():
+        raise UserError(
+            f"--model: none is given, and there is no run in {LATEST}; name a model, or train the "
+            "embedded one first: polaris train"
+        )
+    base = LATEST / "base"
+    return [str(path) for path in (base, LATEST) if path == LATEST or base.is_dir()]
 
 
 def _numbers(option: str, text: str | None) -> list[int] | None:
@@ -100,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model", action="append", required=True, help="folder, run folder or hub id; may be given again, the first is what others are compared with")  # fmt: skip # noqa: E501
+    add("--model", action="append", help="folder, run folder or hub id; may be given again, the first is what others are compared with; without it: the latest run and its base")  # fmt: skip # noqa: E501
     add("--data", help="prompts, as for training; without it: the run's held-out ones")
     add("--train-data", help="training stories, for overlap and --memorisation; without it: the run's own")  # fmt: skip # noqa: E501
     add("--out", default=DEFAULT_OUT, help=f"folder of everything written ({DEFAULT_OUT}); the same one again goes on")  # fmt: skip # noqa: E501

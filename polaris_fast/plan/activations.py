@@ -10,14 +10,14 @@ T packed tokens . N targets . D hidden . V vocab.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..config import LoraConfig
+from ..config import Config
 from ..model.packed import packed_hidden_states
 from ..packing import PackedBatch, pack_rows
 from .head import HeadBytes
@@ -50,6 +50,11 @@ class MicroBatchBytes:
         """What all layers together keep for backward."""
         return self.embedding.saved + sum(self.layers[kind].saved for kind in self.order)
 
+    def offloaded(self) -> MicroBatchBytes:
+        """The same with what layers keep for backward in CPU memory."""
+        kept = {kind: replace(layer, saved=0) for kind, layer in self.layers.items()}
+        return replace(self, layers=kept)
+
     def peaks(self) -> dict[str, int]:
         """Peak bytes of the three phases of a micro-batch."""
         before = self.embedding.saved
@@ -67,24 +72,18 @@ def micro_batch_bytes(
     shape: ModelShape,
     rows: Sequence[tuple[int, int]],
     head: HeadBytes,
-    *,
-    dtype: torch.dtype,
+    config: Config,
     device: Device,
-    gradient_checkpointing: bool,
-    lora: LoraConfig | None = None,
 ) -> MicroBatchBytes:
     """Trace a micro-batch of the given rows.
 
     Args:
         rows: (prompt tokens, completion tokens) of each row.
         head: buffers of the fused head for all completion tokens.
+        config: of the run: its type, adapters and switches.
         device: whose kernels run.
-        lora: adapters, which alone are trained; None: all weights are.
     """
-    model = sample_model(shape, dtype, lora or LoraConfig())
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.lm_head.weight.requires_grad_(lora is None or lora.r == 0)
+    model = sample_model(shape, config)
     for parameter in filter(lambda p: p.requires_grad, model.parameters()):
         parameter.register_post_accumulate_grad_hook(_forget_grad)
     batch = pack_rows(

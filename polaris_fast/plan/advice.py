@@ -12,6 +12,7 @@ from .memory import MemoryPlan, memory_plan
 from .shapes import ModelShape
 
 _STEP = 512  # tokens
+_TILE = 2048  # tokens of an MLP's tile that keep a GPU busy
 _LONGEST = {"cuda": 131_072, "cpu": 4_096}  # no row beyond is looked for
 
 
@@ -116,6 +117,10 @@ def _changes(config: Config, machine: Machine) -> Iterator[tuple[dict[str, Any],
         )
     if not config.gradient_checkpointing:
         yield {"gradient_checkpointing": True}, "one more forward in backward"
+    elif not config.offload_activations and machine.device == "cuda":
+        yield {"offload_activations": True}, "layers' inputs travel to CPU memory and back"
+    if not config.mlp_tile_tokens and config.packing.max_tokens_per_microbatch > 4 * _TILE:
+        yield {"mlp_tile_tokens": _TILE}, "MLPs run in tiles, once more in backward"
     if config.dtype == "float32":
         yield {"dtype": "bfloat16"}, "fp32 masters stay"
     if config.rollout.max_batch_size > 1:

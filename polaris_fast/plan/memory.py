@@ -101,13 +101,16 @@ def memory_plan(
         shape,
         rows,
         head,
-        dtype=dtype,
-        device=machine.device,
-        gradient_checkpointing=config.gradient_checkpointing,
-        lora=config.lora,
+        config,
+        machine.device,
     )
+    kept = micro_batch.saved
+    if config.offload_activations and machine.device == "cuda":
+        micro_batch = micro_batch.offloaded()
     trained = trained_parameters(config, shape)
     engine = engine_bytes(config, shape, trained, machine.count, machine.device)
+    host = engine.host + machine.count * (kept - micro_batch.saved)
+    engine = engine.scaled(host=host)
     servers = servers_of(config, shape, machine)
     is_gpu = machine.device == "cuda"
     return MemoryPlan(

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from ..config import Config, LoraConfig
+from ..config import Config
 from ..model.lora import Adapters
+from ..model.memory import install_memory_savers
 from ..model.packed import install_packing
 from .shapes import ModelShape, meta_model
 
@@ -27,24 +28,25 @@ class Trained:
     extra: int  # bytes that adapters add to the model's own weights
 
 
-def sample_model(shape: ModelShape, dtype: torch.dtype, lora: LoraConfig) -> Any:
+def sample_model(shape: ModelShape, run: Config) -> Any:
     """The model to trace, in training mode, on the meta device.
 
     Raises:
-        UserError: adapters are asked for, and peft is missing or they fit no layer.
+        UserError: what the configuration asks for cannot be put into this model.
     """
-    config = copy.deepcopy(shape.config)
+    config, lora = copy.deepcopy(shape.config), run.lora
     kinds = list(dict.fromkeys(shape.layer_kinds))
     config.num_hidden_layers = len(kinds)
     if getattr(config, "layer_types", None):
         config.layer_types = kinds
-    model = meta_model(config, dtype)
+    model = meta_model(config, getattr(torch, run.dtype))
     install_packing(model)
     if lora.r > 0:
         with torch.device("meta"):
             Adapters(model, lora)
         # all layers but the first hand a gradient on
         model.enable_input_require_grads()
+    install_memory_savers(model, run)
     return model.train()
 
 
@@ -57,7 +59,7 @@ def trained_parameters(config: Config, shape: ModelShape) -> Trained:
     dtype = getattr(torch, config.dtype)
     if config.lora.r == 0:
         return Trained(shape.num_parameters, shape.largest_parameter, dtype.itemsize, 0)
-    model = sample_model(shape, dtype, config.lora)
+    model = sample_model(shape, config)
     elements = largest = itemsize = 0
     for kind, layer in zip(
         dict.fromkeys(shape.layer_kinds), model.get_decoder().layers, strict=True

@@ -3,22 +3,22 @@
     Jaccard      |A & B| / |A | B|     two printings of one story
     containment  |A & B| / min(|A|, |B|)   an excerpt of a longer one
 
-The index has 64 bands of 2 rows: a pair of Jaccard similarity s is a candidate with probability
-1 - (1 - s^2)^64, which is .999 at .32 and .93 at .2 (Leskovec et al., Mining of Massive Datasets,
-section 3.4). An excerpt of less than a fifth of the other text may therefore be missed.
+Candidates agree on one of 64 bands of 2 rows: two texts of Jaccard similarity s do so with
+probability 1 - (1 - s^2)^64, which is .999 at .32 and .93 at .2 (Leskovec et al., Mining of Massive
+Datasets, section 3.4). An excerpt of less than a fifth of the other text may therefore be missed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
 
 from .fingerprints import NUM_PERM
 
-BANDS, ROWS = 64, 2
+BANDS = NUM_PERM // 2  # of 2 rows
 RELATED = 0.1  # containment above which two stories must not be on both sides of the split
 
 
@@ -43,20 +43,30 @@ class Twin:
 
 
 class Candidates:
-    """The index; a story is compared with those before it."""
+    """Signatures of all stories, and the pairs that agree on a band.
+
+    A band's equal values are found by sorting: half a KiB a story, where a table of buckets
+    (datasketch's `MinHashLSH`) takes 21.
+    """
 
     def __init__(self) -> None:
-        self._index = MinHashLSH(num_perm=NUM_PERM, params=(BANDS, ROWS))
-        self.pairs: list[tuple[int, int]] = []
+        self._signatures = bytearray()  # (N, 128) uint32
 
-    def add(self, number: int, values: np.ndarray) -> None:
-        """Look up a story's signature, then remember it. `values`: (128,) uint32."""
-        sketch = MinHash(hashvalues=values, permutations=_PERMUTATIONS, scheme="affine32")
-        self.pairs += [(other, number) for other in sorted(self._index.query(sketch))]
-        self._index.insert(number, sketch, check_duplication=False)
+    def add(self, values: np.ndarray) -> None:
+        """Append the next story's signature, (128,) uint32."""
+        self._signatures += values.tobytes()
 
-
-_PERMUTATIONS = MinHash(num_perm=NUM_PERM, seed=1).permutations
+    def pairs(self) -> list[tuple[int, int]]:
+        """Numbers of stories that agree on at least one band, each pair once, in order."""
+        bands = np.frombuffer(self._signatures, np.uint64).reshape(-1, BANDS)  # 2 rows each
+        found: set[tuple[int, int]] = set()
+        for band in bands.T:
+            order = np.argsort(band, kind="stable")
+            ends = np.flatnonzero(np.diff(band[order])) + 1
+            if len(ends) + 1 < len(order):  # some are equal
+                for run in np.split(order, ends):
+                    found.update(combinations(run.tolist(), 2))
+        return sorted(found)
 
 
 def compare(

@@ -81,7 +81,7 @@ def _read(
         view.say(f"left out: {drop.where}: {drop.detail}")
     if not summary.lines:
         raise UserError(_nothing_left(summary))
-    pairs = compare(candidates.pairs, stage.grams)
+    pairs = compare(candidates.pairs(), stage.grams)
     lines = summary.lines
     twins = choose(
         pairs,

@@ -47,7 +47,7 @@ def read_all(
         for finished in outcome.stories:
             story, number = finished.story, len(summary.lines)
             stage.put(number, story, finished.grams)
-            candidates.add(number, finished.signature)
+            candidates.add(finished.signature)
             summary.lines.append(
                 Line(
                     number=number,

@@ -61,10 +61,11 @@ class _Finder:
         root = self._document.root
         self._drop_matter(root)
         top = _unwrap(root)
-        if whole or (self._all_chapters(top) and not _is_shelf(root, top)):
+        one = self._all_chapters(top) and not _is_shelf(root, top)
+        if whole or one or _mostly_own(top):
             self._emit(root if whole else top, top.title or self._document.title, top.author)
         else:
-            self._open(top, outermost=True)
+            self._open(top)
         return self._found
 
     def _drop_matter(self, section: Section) -> None:
@@ -80,10 +81,9 @@ class _Finder:
             self._drop(child, kind, why)
         section.children = kept
 
-    def _open(self, section: Section, *, outermost: bool = False) -> None:
-        """Look for stories in a container; `outermost`: it is the whole book."""
-        words = sum(len(block.split()) for block in section.blocks)
-        if words >= MIN_TOLD_WORDS:
+    def _open(self, section: Section) -> None:
+        """Look for stories in a container."""
+        if _own_words(section) >= MIN_TOLD_WORDS:
             self._drop(Section(section.title, section.blocks), "between stories",
                        "text ahead of the first story")  # fmt: skip
         children = [_unwrap(child) for child in _nest_numerals(section.children)]
@@ -106,7 +106,7 @@ class _Finder:
             return False
         if section.listed and not any(kid.listed for kid in kids):
             return section.num_words() <= self._max_words
-        return sum(len(block.split()) for block in section.blocks) >= OPENING_WORDS
+        return _own_words(section) >= OPENING_WORDS
 
     def _all_chapters(self, section: Section) -> bool:
         """Whether everything below is a chapter, or a part made of chapters."""
@@ -150,6 +150,16 @@ def _unwrap(section: Section) -> Section:
         child.listed = child.listed or section.listed
         section = child
     return section
+
+
+def _own_words(section: Section) -> int:
+    """Words ahead of the first section below."""
+    return sum(len(block.split()) for block in section.blocks)
+
+
+def _mostly_own(section: Section) -> bool:
+    """Whether a text has a stray heading or two, rather than an introduction and stories."""
+    return _own_words(section) >= max(OPENING_WORDS, section.num_words() // 2)
 
 
 def _is_shelf(root: Section, top: Section) -> bool:

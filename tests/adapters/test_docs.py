@@ -60,9 +60,9 @@ def fake_module(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: Any) -
 @pytest.mark.parametrize("page", PAGES)
 def test_diffs_are_short_and_parse_before_and_after(page: str) -> None:
     for diff in blocks(page):
-        changed = [line for line in diff.splitlines() if line[0] in "+-"]
+        changed = [line for line in diff.splitlines() if line[:1] in ("+", "-")]
         assert 1 <= len(changed) <= 10
-        before = "\n".join(line[1:] for line in diff.splitlines() if line[0] != "+")
+        before = "\n".join(line[1:] for line in diff.splitlines() if line[:1] != "+")
         for source in (before, after(diff)):
             compile(source, f"docs/{page}.md", "exec")
 

@@ -17,17 +17,19 @@ ROOT = Path(__file__).parents[2]
 CORE = {"torch", "triton", "numpy"}
 PARTS = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in", "csrc",
          "kernels", "polaris_fast")  # fmt: skip
-# whatever a trainer, or this project's own, brings; found means blocked as if it were not installed
+# what other trainers bring, and this project's own: hidden as if it were not installed
 OTHERS = ("transformers", "trl", "accelerate", "datasets", "peft", "liger_kernel", "deepspeed",
           "verl", "openrlhf", "pydantic", "yaml", "polaris_fast")  # fmt: skip
-BLOCK = """
+HIDE = """
 import sys
-class Block:
-    names = {names!r}
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.names:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Block())
+        if name.partition(".")[0] in {names!r}:
+            return None
+        return self.finder.find_spec(name, path, target)
+sys.meta_path[:] = map(Hiding, sys.meta_path)
 """
 
 
@@ -68,9 +70,9 @@ def test_a_wheel_brings_both_packages_and_no_other(metadata: str) -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-def alone(code: str, *blocked: str, path: Path | None = None) -> list[str]:
-    """Lines printed by code in a fresh process with modules blocked and no compiler on its path."""
-    source = BLOCK.format(names=set(blocked)) + textwrap.dedent(code)
+def alone(code: str, *hidden: str, path: Path | None = None) -> list[str]:
+    """Lines printed by code in a fresh process with modules hidden and no compiler on its path."""
+    source = HIDE.format(names=set(hidden)) + textwrap.dedent(code)
     folder = path or Path(polaris_kernels.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", source],

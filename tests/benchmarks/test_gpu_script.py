@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_floors, gpu_step, gpu_summary, head
+from benchmarks import gpu, gpu_floors, gpu_roofline, gpu_step, gpu_summary, head
 from benchmarks.head_cases import SIZES, HeadCase
 
 
@@ -156,3 +156,26 @@ def test_headlines_name_goals_shares_and_what_was_not_measured():
     assert head.endswith("1.14x faster than trl (goal 1.25: MISSED)")
     assert rows.endswith("80.0% of the copy rate (goal 0.85: MISSED)")
     assert failed == "step, polaris: not measured: no memory"
+
+
+def test_the_roofline_has_a_point_for_each_measurement(tmp_path: Path):
+    floors = {
+        "copy": {"per_s": 4e12}, "matrix": {"per_s": 7e14},
+        "rows": [{"form": "cuda, one read", "shape": [10, 100], "dtypes": "bf16->bf16",
+                  "p50_ms": 2.0, "bytes_per_s": 10 * 100 * 4 / 2e-3}],
+    }  # fmt: skip
+    head = [
+        {"case": "a", "task": "frozen", "provider": name, "p50_ms": ms, "dtype": "bf16",
+         "shape": {"N": 8, "D": 4, "V": 16}}
+        for name, ms in (("polaris (cuda)", 3.0), ("polaris (torch)", 5.0), ("trl", 1.0))
+    ]  # fmt: skip
+    result = {"head": {"entries": head}, "floors": floors, "machine": {"device": "chip"}}
+    in_head, in_rows = gpu_roofline.points(result)
+    assert (in_head.flops, in_head.seconds) == (2 * 2 * 8 * 4 * 16, 3e-3)
+    assert in_head.num_bytes == 2 * 2 * (8 * 4 + 16 * 4 + 8 * 16)
+    assert in_rows.num_bytes == pytest.approx(10 * 100 * 4)
+    assert in_rows.intensity == pytest.approx(15 / 4)
+    picture = gpu_roofline.draw(result, tmp_path / "roofline.svg").read_text()
+    assert "chip: 4,000 GB/s copy, 700.0 TFLOP/s bf16" in picture
+    with pytest.raises(ValueError, match="no floors"):
+        gpu_roofline.draw({"head": None}, tmp_path / "none.svg")

@@ -24,6 +24,7 @@ class JudgeDouble:
 
     def __init__(self) -> None:
         self.asked: list[str] = []  # kinds, in order
+        self.num_tokens = 0  # prompts and answers so far
         self.answers: dict[str, Callable[[list[dict[str, str]]], Any]] = {
             "rubric": lambda messages: judge_story_json(*find_material(messages)),
             "dimensions": lambda messages: json.dumps({"reasons": "", **GRADES}),
@@ -52,11 +53,13 @@ class JudgeDouble:
         answer = self.answers[kind](messages)
         if isinstance(answer, int):
             return web.json_response({"error": {"message": "as scripted"}}, status=answer)
+        prompt = sum(len(message["content"]) for message in messages) // 4
+        self.num_tokens += prompt + 100
         return web.json_response(
             {
                 "model": "double",
                 "choices": [{"message": {"content": answer}, "finish_reason": "stop"}],
-                "usage": {"prompt_tokens": 1000, "completion_tokens": 100},
+                "usage": {"prompt_tokens": prompt, "completion_tokens": 100},
             }
         )
 

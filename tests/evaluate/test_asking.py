@@ -77,13 +77,16 @@ def test_what_cannot_be_had_is_failed_and_not_kept(tmp_path):
 
 
 def test_nothing_is_asked_beyond_the_money(tmp_path):
-    prices = {"price_input": 1000.0, "price_output": 1000.0}  # 1.1 USD an answer
+    prices = {"price_input": 1000.0, "price_output": 1000.0, "max_output_tokens": 100}
     with judge_double() as double:
-        stories = [f"Story {i}." for i in range(6)]
-        found = ask(double, tmp_path, *stories, max_cost_usd=2.0, max_concurrency=1, **prices)
-        kinds = [answer.kind if isinstance(answer, Failed) else "ok" for answer in found]
-    assert kinds.count("ok") == 2 and kinds.count("budget") == 4
-    assert len(double.asked) == 2
+        stories = [f"Story {i}." for i in range(12)]
+        found = ask(double, tmp_path, *stories, max_cost_usd=2.0, **prices)
+        spent_usd = double.num_tokens / 1000
+    kinds = [answer.kind if isinstance(answer, Failed) else "ok" for answer in found]
+    # a call may cost nearly twice what it does cost: money is used until one may pass the limit
+    assert kinds.count("ok") == len(double.asked) >= 2 and "budget" in kinds
+    assert kinds.count("ok") + kinds.count("budget") == 12
+    assert 1.0 < spent_usd <= 2.0
 
 
 def test_a_stop_request_ends_the_wait(tmp_path):

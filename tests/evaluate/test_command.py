@@ -202,6 +202,19 @@ def test_mistakes_are_named_before_a_model_is_loaded(
     assert error.startswith("error: ") and message in error
 
 
+def test_without_a_model_the_latest_run_is_compared_with_its_base(
+    tiny_models, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate"]) == 2
+    assert "there is no run in runs/latest; name a model, or train" in capsys.readouterr().err
+    shutil.copytree(tiny_models[0], tmp_path / "runs" / "latest" / "base")
+    shutil.copytree(tiny_models[1], tmp_path / "runs" / "latest" / "checkpoint-3")
+    assert main(["evaluate", "--dry-run", *SHORT]) == 0
+    err = capsys.readouterr().err
+    assert "base: 12 stories" in err and "checkpoint-3: 12 stories" in err
+
+
 def test_models_that_are_not_there_or_given_twice(tiny_models, tmp_path, capsys):
     assert evaluate([tmp_path / "none"], tmp_path) == 2
     assert "there is no folder" in capsys.readouterr().err

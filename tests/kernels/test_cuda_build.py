@@ -11,6 +11,7 @@ import torch
 
 from polaris_kernels.backends import cuda_library
 from polaris_kernels.backends.cuda_library import CudaLibrary, Logits, Out, Rule, State
+from polaris_kernels.backends.resources import cuobjdump
 
 from .cuda_emulator import CSRC, csrc_build
 
@@ -55,6 +56,28 @@ def test_the_compiler_reports_no_spills_and_no_local_memory(build, tmp_path, arc
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
     assert len(registers) == NUM_KERNELS and max(registers) <= 80
     assert "warning" not in done.stderr
+    check_instructions(tmp_path / "kernels.cubin", arch)
+
+
+def check_instructions(cubin, arch: str) -> None:
+    """16 bytes an access, asynchronous copies, and no local memory in what the chip executes."""
+    pytest.importorskip("triton", reason="its cuobjdump reads the machine code")
+    command = [str(cuobjdump()), "-sass", str(cubin)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    bodies = dict(re.findall(r"Function : (\S+)(.*?)(?=Function :|\Z)", text, re.DOTALL))
+    assert len(bodies) == NUM_KERNELS
+    for name, code in bodies.items():
+        assert "LDL" not in code and "STL" not in code, name
+        if "row_pass" in name:
+            assert re.search(r"LDGSTS\S*\.128", code) and re.search(r"LDS\S*\.128", code), name
+            # a barrier of the cluster, and its blocks' shared memory, from Hopper on
+            assert ("UCGABAR" in code) == (arch == "90a"), name
+        else:
+            assert re.search(r"LDG\S*\.128", code), name
+        if "Li0ELi1E" in name:
+            assert re.search(r"STG\S*\.64", code), name
+        elif "statistics" not in name:
+            assert re.search(r"STG\S*\.128", code), name
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from polaris_fast.config import Config
 from polaris_fast.engine import SingleEngine
 from polaris_fast.model.load import prepare_model
 from polaris_fast.model.lora import Adapters
+from polaris_fast.model.memory import install_memory_savers
 from polaris_fast.model.tiny import tiny_model
 from polaris_fast.packing import pack_rows
 from polaris_kernels import LossRows
@@ -37,9 +38,8 @@ def train_two_steps(
     """Two updates of two equal micro-batches each, from the model's birth on."""
     release_workspace()
     model: Any = prepare_model(tiny_model(family, dtype=getattr(torch, config.dtype), **sizes))
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     adapters = Adapters(model, config.lora) if config.lora.r else None
+    install_memory_savers(model, config)
     spec = config.loss_spec()
     engine = SingleEngine(model, config, spec, total_updates=2, adapters=adapters)
     texts = [SimpleNamespace(prompt_ids=[1] * p, completion_ids=[2] * c) for p, c in rows]

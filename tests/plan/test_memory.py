@@ -48,3 +48,15 @@ def test_adapters_are_predicted_too(family: str, dtype: str, checkpointing: bool
     measured = peak_bytes(lambda: train_two_steps(family, config, SIZES, MIXES["packed"]))
     predicted = predicted_peak(family, config, SIZES, MIXES["packed"])
     assert predicted == pytest.approx(measured, rel=0.10)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_5"])
+def test_tiled_mlps_are_predicted_too(family: Any) -> None:
+    config = Config(dtype="float32", gradient_checkpointing=True, mlp_tile_tokens=64)
+    sizes = SIZES | {"intermediate_size": 1024}
+    measured = peak_bytes(lambda: train_two_steps(family, config, sizes, MIXES["packed"]))
+    assert predicted_peak(family, config, sizes, MIXES["packed"]) == pytest.approx(
+        measured, rel=0.1
+    )
+    whole = config.model_copy(update={"mlp_tile_tokens": 0})
+    assert measured < 0.9 * predicted_peak(family, whole, sizes, MIXES["packed"])

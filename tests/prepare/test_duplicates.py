@@ -15,9 +15,9 @@ from .books import prose
 def _found(texts: list[str]) -> dict[tuple[int, int], Pair]:
     grams = [grams_of(normal_words(text)) for text in texts]
     index = Candidates()
-    for number, some in enumerate(grams):
-        index.add(number, signature(some))
-    return {(p.first, p.second): p for p in compare(index.pairs, grams.__getitem__)}
+    for some in grams:
+        index.add(signature(some))
+    return {(p.first, p.second): p for p in compare(index.pairs(), grams.__getitem__)}
 
 
 def _jaccard(a: str, b: str) -> float:

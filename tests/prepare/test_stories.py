@@ -65,6 +65,12 @@ def test_one_story_per_file_takes_all_but_front_and_back_matter() -> None:
     assert titles(*sections, whole=True) == ["Book"]
 
 
+def test_a_stray_heading_does_not_cut_a_story_in_two() -> None:
+    root = Section(blocks=prose(1, 900).split("\n\n"), children=[leaf("A Stray Line", 2, 500)])
+    (draft,) = find_stories(Document("b", "b", "Yew", root=root), max_words=12000).drafts
+    assert draft.title == "Yew" and "A Stray Line" in draft.blocks
+
+
 def test_an_introduction_inside_a_part_is_told_as_left_out() -> None:
     root = Section(children=[Section("Part One", prose(1, 80).split("\n\n"),
                                      [leaf("Ash"), leaf("Elm")]), leaf("Yew")])  # fmt: skip

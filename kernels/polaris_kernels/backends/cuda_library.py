@@ -53,7 +53,7 @@ class Logits(ctypes.Structure):
         ("dtype", c_int32),
         ("rounds", c_int32),
         ("flips", c_int32),
-        ("reserved", c_int32),
+        ("device", c_int32),
     )
 
 
@@ -186,6 +186,7 @@ def describe_logits(
         dtype=DTYPES[logits.dtype],
         rounds=scaling.rounds,
         flips=scaling.flips,
+        device=logits.device.index or 0,
     )
     return made, (targets, bytes_of_kept, per_row, scaling.bias)
 

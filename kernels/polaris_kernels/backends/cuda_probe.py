@@ -98,9 +98,11 @@ def _exact(raw: Tensor, targets: Tensor, given: TokenGradients) -> tuple[Tensor,
             -(log_p.exp() * log_p).sum(1),
             z.logsumexp(1),
         )
-        known = zip(outputs, (given.logp, given.entropy, given.lse), strict=True)
-        loss = sum((o * g).sum() for o, g in known if g is not None)
-        (gradient,) = torch.autograd.grad(loss, z)
+        (gradient,) = torch.autograd.grad(
+            outputs,
+            z,
+            [g.double() for g in (given.logp, given.entropy, given.lse) if g is not None],
+        )
     return torch.stack(outputs).detach(), gradient
 
 

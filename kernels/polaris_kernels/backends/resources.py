@@ -123,7 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # this very module, so that its class is the one the reports are made of
-    from polaris_kernels.backends import resources
-
-    resources.main()
+    main()

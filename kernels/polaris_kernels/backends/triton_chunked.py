@@ -17,6 +17,8 @@ many rows drop. Under CUDA graph capture it does not ask.
 Shapes: `N tokens . C chunk . K kept rows . D hidden . V vocab`.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -97,13 +99,11 @@ class TritonBackend:
         if self.drops_rows and chunks and not _is_capturing(problem.hidden.device):
             kept = _KeptRows(problem, sums, self.kernels, capacity=logits.shape[0])
         for tokens in chunks:
-            rule = None
             if kept is None and isinstance(coefficients, Foreseen):
-                rule = coefficients.rule(tokens)
-            dz = self._foreseen(problem, tokens, logits, scaling, state, rule)
-            if dz is not None:
-                sums.add(tokens, dz)
-                continue
+                dz = self._foreseen(problem, tokens, logits, scaling, state, coefficients.rule)
+                if dz is not None:
+                    sums.add(tokens, dz)
+                    continue
             s = self._reduce(problem, tokens, logits, scaling, state)
             rows = state[tokens]
             found = coefficients(tokens, rows.statistics)
@@ -136,9 +136,10 @@ class TritonBackend:
         for tokens in chunks:
             if not extra:
                 (name,) = outputs
-                unit = TokenGradients(**({"logp": None} | {name: ones[tokens]}))
-                rule = RowRule(unit)
-                dz = self._foreseen(problem, tokens, logits, scaling, state, rule)
+                rule = RowRule(TokenGradients(**({"logp": None} | {name: ones[tokens]})))
+                dz = self._foreseen(
+                    problem, tokens, logits, scaling, state, lambda _, rule=rule: rule
+                )
                 if dz is not None:
                     sums[name].add(tokens, dz)
                     continue
@@ -176,14 +177,13 @@ class TritonBackend:
         buffer: Tensor,
         scaling: Scaling,
         state: RowState,
-        rule: RowRule | None,
+        rule_of: Callable[[slice], RowRule | None],
     ) -> Tensor | None:
         """dz (C, V) and `state[tokens]` by one kernel; None where it takes two."""
-        if rule is None:
-            return None
         s = buffer[: tokens.stop - tokens.start, : problem.vocab_size]
         dz = narrow_view(s, problem.weight.dtype)
-        if not self.kernels.takes_rule(s, dz):
+        # the rule itself costs a few launches
+        if not self.kernels.takes_rule(s, dz) or (rule := rule_of(tokens)) is None:
             return None
         gemm.logits_into(problem.hidden[tokens], problem.weight, s)
         targets = problem.targets[tokens]

@@ -27,7 +27,7 @@ from .estimate import tokens_of
 from .journal import Kept, PromptJournal, answer_key
 from .messages import Messages
 
-MAX_OUTPUT_TOKENS = 4096  # models that think first need more than the answer
+MAX_OUTPUT_TOKENS = 8192  # models that think first need more than the answer
 MAX_FAILURES_IN_A_ROW = 8
 DEADLINE_S, TRY_S = 600.0, 180.0
 _STOPPERS = {FaultKind.AUTH, FaultKind.QUOTA, FaultKind.REQUEST}
@@ -156,10 +156,11 @@ class Endpoint:
             try:
                 deadline.extend(time.monotonic() - begin)
                 answer = await self._send(messages)
-                text = answer.usable_text()
                 cost = self._book(answer)
+                text = answer.usable_text()
             except JudgeFault as fault:
-                cost = bound if fault.kind in (FaultKind.TRUNCATED, FaultKind.REFUSAL) else 0.0
+                if fault.kind is FaultKind.TIMEOUT:  # it may have been written, and be charged
+                    cost = bound
                 raise
             finally:
                 self._cost.settle(bound, cost or 0.0)

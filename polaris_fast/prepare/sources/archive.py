@@ -25,7 +25,7 @@ class Archive:
     def __init__(self, path: Path) -> None:
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, ValueError) as error:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise SourceError(f"no readable zip file ({error})") from error
         self._members = {info.filename: info for info in self._zip.infolist()}
         self._read_bytes = 0

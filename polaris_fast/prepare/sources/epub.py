@@ -11,7 +11,7 @@ from .markup import PieceMaker, parse_page
 from .outline import build_outline
 from .pieces import Entry, Piece
 
-MIN_COVERED = 0.3  # a table of contents that leaves out more of the text than this is not one
+MIN_COVERED = 0.3  # of the text after the first line of the contents, for them to be any
 
 
 def read_epub(path: Path, name: str) -> Document:

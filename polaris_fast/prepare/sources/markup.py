@@ -142,7 +142,7 @@ class PieceMaker:
         block = tag in _BLOCK or tag in _HEADINGS
         if block:
             self._flush(roles)
-        self._anchor(element, block)
+        self._anchor(element)
         if block and self._special(element, tag, inner):
             return
         pre = pre or tag == "pre"
@@ -168,14 +168,14 @@ class PieceMaker:
     def _whole(self, kind: Kind, element: Any, level: int, roles: frozenset[str]) -> bool:
         for inner in element.iter():
             if inner is not element:
-                self._anchor(inner, True)
+                self._anchor(inner)
         text = " ".join(_visible(element).split())
         if not text or len(text.split()) > _MAX_HEADING_WORDS:
             return not text
         self._add(kind, text, roles, level)
         return True
 
-    def _anchor(self, element: Any, block: bool) -> None:
+    def _anchor(self, element: Any) -> None:
         for name in ("id", "name"):
             key = element.get(name)
             if key:

@@ -14,7 +14,7 @@ from .gutenberg import unframe
 from .outline import build_outline
 from .pieces import Entry, Kind, Piece
 from .plain import decode_text, read_limited
-from .wrapping import unwrap
+from .wrapping import MIN_WIDTH, unwrap
 
 MAX_HEADING_WORDS = 12
 HEADING_GAP = 2  # blank lines ahead of a title that no contents list names
@@ -89,7 +89,9 @@ def _contents(paragraphs: Sequence[_Paragraph]) -> tuple[list[str], tuple[int, i
             lines = paragraphs[end].lines[1:] if end == start else paragraphs[end].lines
             new = [_PAGE.sub("", line).strip() for line in lines]
             repeats = titles and new and title_key(new[0]) == title_key(titles[0])
-            prose = any(len(line.split()) > MAX_HEADING_WORDS + 6 for line in new)
+            prose = any(len(line.split()) > MAX_HEADING_WORDS + 6 for line in new) or (
+                sum(len(line) > MIN_WIDTH for line in new) > 1
+            )
             if repeats or prose or (len(titles) > 1 and paragraphs[end].gap > 2 and len(new) == 1):
                 break
             titles += [title for title in new if title]

@@ -1,0 +1,125 @@
+"""Means, slopes and gains of made-up scores, and the tables that show them."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from polaris_fast.evaluate.buckets import PAPER_EDGES, Buckets
+from polaris_fast.evaluate.measures import MEASURES
+from polaris_fast.evaluate.page import write_page
+from polaris_fast.evaluate.reference import reference
+from polaris_fast.evaluate.summary import Measured, summarize_models, to_json
+from polaris_fast.evaluate.table import interval_text, print_result
+from polaris_fast.evaluate.writing import Written
+
+TARGETS = (2000, 6000, 10000)
+
+
+def story(uid: str, target: int, sample: int, quality: float | None) -> Measured:
+    written = Written(f"{uid}/{target}/{sample}", uid, "A prompt.", target, sample, "", "It was.", False, 9)  # fmt: skip # noqa: E501
+    values = {"words": 0.9 * target, "length_ratio": 0.9, "abs_log_ratio": 0.105}
+    return Measured(written, values | ({} if quality is None else {"quality": quality}))
+
+
+def stories(start: float, fall: float, num_prompts: int = 6) -> list[Measured]:
+    """Quality `start` in the first bucket, `fall` less in each further one; prompts differ by 1."""
+    return [
+        story(f"p{i}-{target}", target, sample, start - fall * place + i % 3 - 1)
+        for i in range(num_prompts)
+        for place, target in enumerate(TARGETS)
+        for sample in range(2)
+    ]
+
+
+def result(**found: list[Measured]) -> dict[str, Any]:
+    summaries = summarize_models(found, Buckets(PAPER_EDGES), seed=0)
+    models = [
+        {
+            "name": name,
+            "num_stories": len(found[name]),
+            "num_unjudged": 0,
+            "measures": {key: to_json(one) for key, one in measures.items()},
+        }
+        for name, measures in summaries.items()
+    ]
+    settings = {"num_prompts": 18, "samples": 2, "data": "d", "temperature": 1, "top_p": 1, "engine": "hf", "judge": "j", "judge_is_local": False, "seed": 0, "held_out": True}  # fmt: skip # noqa: E501
+    return {
+        "settings": settings,
+        "models": models,
+        "buckets": ["1-4K", "4-8K", "8-12K"],
+        "paper_buckets": True,
+        "pairwise": {},
+        "memorisation": {},
+        "notes": ["a note"],
+        "reference": reference(),
+    }
+
+
+def test_buckets_slope_and_gain_by_hand():
+    found = summarize_models(
+        {"base": stories(50, 10), "new": stories(56, 4)}, Buckets(PAPER_EDGES), seed=0
+    )
+    base, new = found["base"]["quality"], found["new"]["quality"]
+    assert [i.estimate for i in base.buckets.values()] == pytest.approx([50, 40, 30])
+    assert base.all.estimate == pytest.approx(40) and base.all.num_prompts == 18
+    assert base.slope is not None and base.slope.estimate == pytest.approx(-10)
+    assert base.gain is None and new.gain is not None
+    # 6, 12 and 18 more in the three buckets
+    assert new.gain.estimate == pytest.approx(12) and 6 < new.gain.low < 12 < new.gain.high < 18
+    assert new.slope.estimate == pytest.approx(-4)
+    assert new.slope.apart_from(base.slope)
+
+
+def test_a_prompt_counts_once_however_many_stories_were_judged():
+    found = [story("a", 2000, 0, 10.0), story("a", 2000, 1, 20.0), story("b", 2000, 0, 30.0)]
+    found.append(story("b", 2000, 1, None))  # no judgement is no number
+    quality = summarize_models({"m": found}, Buckets(PAPER_EDGES), seed=0)["m"]["quality"]
+    assert quality.all.estimate == pytest.approx((15 + 30) / 2)
+
+
+def test_a_measure_that_nobody_has_is_absent():
+    found = summarize_models({"m": [story("a", 2000, 0, None)]}, Buckets(PAPER_EDGES), seed=0)
+    assert "quality" not in found["m"] and "length_ratio" in found["m"]
+
+
+def test_the_table_shows_the_papers_rows_below_ours():
+    out = io.StringIO()
+    print_result(result(base=stories(50, 10), new=stories(56, 4)), Console(file=out, width=100))
+    lines = out.getvalue().splitlines()
+    ours = next(line for line in lines if line.strip().startswith("base"))
+    assert ours.split() == ["base", "50.0", "40.0", "30.0", "40.0", "-10.0", "-"]
+    paper = next(line for line in lines if "POLARIS-9B" in line and "HRI" not in line)
+    assert paper.split() == ["POLARIS-9B", "57.4", "48.2", "44.1", "52.1", "-3.0"]
+    assert "arXiv 2606.04095" in out.getvalue() and "note: a note" in out.getvalue()
+
+
+def test_no_table_is_cut_on_a_terminal_of_80():
+    out = io.StringIO()
+    print_result(result(base=stories(50, 10), a_long_name_of_one=stories(56, 4)), Console(file=out, width=80))  # fmt: skip # noqa: E501
+    assert "\u2026" not in out.getvalue()
+    assert out.getvalue().count("]") == out.getvalue().count("[") > 8
+
+
+def test_the_page_names_what_was_gained(tmp_path):
+    found = {"base": stories(50, 10), "new": stories(56, 4)}
+    page = write_page(tmp_path, result(**found), found).read_text()
+    assert "Story Quality: 40.0 with base, 52.0 with new (gain +12.0 [" in page
+    assert "POLARIS-9B without HRI" in page and "a note" in page
+
+
+@pytest.mark.parametrize(
+    ("key", "interval", "signed", "text"),
+    [
+        ("quality", {"estimate": 52.14, "low": 48.0, "high": 56.26}, False, "52.1 [48.0, 56.3]"),
+        ("quality", {"estimate": 3.0, "low": -1.0, "high": 7.0}, True, "+3.0 [-1.0, 7.0]"),
+        ("within_20", {"estimate": 0.4, "low": 0.31, "high": 0.5}, False, "40 % [31, 50]"),
+        ("quality", {"estimate": 1.0, "low": None, "high": None}, False, "1.0"),
+        ("quality", None, False, "-"),
+    ],
+)
+def test_intervals_in_words(key, interval, signed, text):
+    assert interval_text(interval, MEASURES[key], signed=signed) == text
