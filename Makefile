@@ -27,8 +27,9 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two tests at a time, each on one core; `pytest` alone runs them one after the other.
 test: $(STAMP) $(VENV)/.deepspeed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile
 
 # DeepSpeed is for the tests of sharded training; its operators are not built.
 $(VENV)/.deepspeed: $(STAMP)

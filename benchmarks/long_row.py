@@ -66,7 +66,7 @@ def _model(tokens: int) -> Any:
 
     return tiny_model(
         "qwen3", dtype=torch.bfloat16, max_position_embeddings=2 * tokens, **SIZES
-    ).train()  # type: ignore[arg-type]
+    ).train()
 
 
 def _ids(tokens: int) -> torch.Tensor:

@@ -121,7 +121,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         f"reward of the last {WINDOW} steps": lambda run: run["curve"][-1],
         "held-out reward at the end": lambda run: run["held_out"][1],
     }
-    lines += ["", "Staleness 1 minus staleness 0, mean over the seeds and its standard error:", ""]
+    num_seeds = len({run["seed"] for run in runs})
+    lines += ["", f"Staleness 1 minus 0, mean over {num_seeds} seeds and its standard error:", ""]
     for name, value in measures.items():
         gaps = _paired([(run["seed"], run["max_staleness"], value(run)) for run in runs])
         error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")

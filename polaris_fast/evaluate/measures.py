@@ -30,9 +30,8 @@ class Measure:
 
     def text(self, value: float) -> str:
         """The value for people."""
-        if self.percent:
-            return f"{100 * value:.{self.digits}f} %"
-        return f"{value:.{self.digits}f}"
+        shown = round(100 * value if self.percent else value, self.digits) + 0.0  # no -0
+        return f"{shown:.{self.digits}f}" + (" %" if self.percent else "")
 
 
 QUALITY = (

@@ -66,7 +66,10 @@ def bucket_table(result: dict[str, Any], measure: Measure) -> RenderableType:
             numbers = row[measure.key]
             cells = [_reference(numbers.get(key), measure) for key in (*labels, "all", "slope")]
             table.add_row(row["name"], *cells, "", style="dim")
-        return Group(table, Text(f" dim rows: {result['reference']['source']}", style="dim"))
+        source = f" dim rows: {result['reference']['source']}"
+        if result["settings"]["judge_is_local"] and measure.key == "quality":
+            source += "; points of the local heuristic judge cannot be held against them"
+        return Group(table, Text(source, style="dim"))
     return table
 
 

@@ -87,8 +87,10 @@ def _by_content(section: Section) -> tuple[str, str] | None:
         return None
     text = "\n".join(section.blocks)
     words = len(text.split())
+    if words > _MAX_NOTICE_WORDS:
+        return None
     hits = {found.group().lower() for found in _COPYRIGHT.finditer(text)}
-    if words <= _MAX_NOTICE_WORDS and (len(hits) >= 2 or (hits and words <= 150)):
+    if len(hits) >= 2 or (hits and words <= 150):
         return "copyright page", f'it says "{min(hits)}"'
     lines = [line for block in section.blocks for line in block.splitlines() if line.strip()]
     listed = sum(bool(_LISTED_LINE.fullmatch(line.strip())) for line in lines)

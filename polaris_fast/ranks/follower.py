@@ -66,7 +66,7 @@ def _obey(channel: Channel, parts: Parts, outbox: Outbox) -> bool:
         write_share(parts.rollouts, outbox, *arguments)
     elif name == "sync":
         assert parts.rollouts is not None
-        parts.rollouts.sync(*arguments, lambda: None)
+        parts.rollouts.sync(arguments[0], lambda: None)
     elif name == "first_pass":
         first_pass(slots, *arguments)
     elif name == "take_sums":

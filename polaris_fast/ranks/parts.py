@@ -116,12 +116,14 @@ def _rollouts(
     if fleet is None:
         return None
     from ..rollout.vllm.engine import open_vllm
+    from ..rollout.vllm.names import checkpoint_names
 
     model = engine.model
 
     def weights() -> Mapping[str, torch.Tensor]:
         state = whole_state(model)
-        return state if adapters is None else adapters.merged(state)
+        whole = state if adapters is None else adapters.merged(state)
+        return checkpoint_names(whole, model.config.model_type)
 
     return open_vllm(config, fleet, weights, model.device)
 

@@ -221,6 +221,52 @@ SECTIONS: tuple[tuple[str, str, tuple[Chart, ...]], ...] = (
                 ),
                 floor=0.0,
             ),
+            Chart(
+                "between",
+                "Between steps",
+                "Seconds until the rollout engine had the new weights, and until rows of the old "
+                "ones were written.",
+                (
+                    Line("perf/sync_s", "sending the weights", "violet"),
+                    Line("perf/settle_s", "rows of the old weights", "blue"),
+                ),
+                floor=0.0,
+                stacked=True,
+            ),
+        ),
+    ),
+    (
+        "rollouts",
+        "Rollout engine",
+        (
+            Chart(
+                "staleness",
+                "Staleness",
+                "Updates between the weights that drew a token and those that trained on it.",
+                (
+                    Line("staleness/mean", "mean", "blue", raw=True),
+                    Line("staleness/max", "oldest token", "slate", dashed=True, raw=True),
+                ),
+                floor=0.0,
+            ),
+            Chart(
+                "mismatch",
+                "Mismatch",
+                "KL between the rollout engine and the trainer, in nats a token.",
+                (Line("sampling/mismatch_kl", "mismatch KL", "violet"),),
+                floor=0.0,
+            ),
+            Chart(
+                "is-clip",
+                "Limited importance weights",
+                "Share of the model's tokens whose weight lay outside the limits.",
+                (
+                    Line("is_weight/high_mean", "above the cap", "blue"),
+                    Line("is_weight/low_mean", "below the floor", "rose"),
+                ),
+                floor=0.0,
+                percent=True,
+            ),
         ),
     ),
     (

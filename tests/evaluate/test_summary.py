@@ -119,6 +119,12 @@ def test_the_page_names_what_was_gained(tmp_path):
         ("within_20", {"estimate": 0.4, "low": 0.31, "high": 0.5}, False, "40 % [31, 50]"),
         ("quality", {"estimate": 1.0, "low": None, "high": None}, False, "1.0"),
         ("quality", None, False, "-"),
+        (
+            "length_ratio",
+            {"estimate": -0.001, "low": -0.02, "high": 0.001},
+            True,
+            "0.00 [-0.02, 0.00]",
+        ),
     ],
 )
 def test_intervals_in_words(key, interval, signed, text):

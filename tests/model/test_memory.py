@@ -84,8 +84,13 @@ def test_offloading_moves_every_layer_s_input(
         def __init__(self, pin_memory: bool) -> None:
             assert not pin_memory  # no GPU takes part
             super().__init__(pin_memory)
-            pack = self.pack_hook
-            self.pack_hook = lambda tensor: (moved.append(tensor), pack(tensor))[1]
+            pack: Callable[[torch.Tensor], Any] = self.pack_hook  # type: ignore[has-type]
+
+            def watched(tensor: torch.Tensor) -> Any:
+                moved.append(tensor)
+                return pack(tensor)
+
+            self.pack_hook = watched
 
     monkeypatch.setattr(torch.autograd.graph, "save_on_cpu", Watched)
     batch = pack_rows(make_rows((40, 7)))

@@ -95,7 +95,7 @@ def test_a_real_run_trains_on_it(shelf: Path, tmp_path: Path) -> None:
     assert main([str(shelf), "--out", str(out), "--min-words", "100"]) == 0
     status = polaris(
         ["train", "--config", "debug", "--data.path", str(out / "train.jsonl"), "--max_steps", "1",
-         "--output_dir", str(run), "--progress", "false", "--max_completion_length", "640",
+         "--output_dir", str(run), "--progress", "false", "--max_completion_length", "420",
          "--data.max_target_words", "null", "--prompts_per_step", "1", "--num_generations", "4",
          "--embedded.warm_start_steps", "2"]
     )  # fmt: skip

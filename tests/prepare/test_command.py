@@ -121,7 +121,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, sign: signal.Signals) -> N
     """Worker processes included: the corpus is large enough for them to be used."""
     books = tmp_path / "books"
     books.mkdir()
-    text = prose(1, 50_000)
+    text = prose(1, 20_000)
     for i in range(40):
         (books / f"t{i}.txt").write_text(f"{i} {text}")
     command = [sys.executable, "-m", "polaris_fast.prepare", str(books), "--out",

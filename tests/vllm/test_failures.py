@@ -117,14 +117,11 @@ def test_a_killed_server_comes_back_and_all_rows_are_written_once(tmp_path: Path
             row = serving.write([prompt], SamplingParams(max_completion_length=8))[0]
             expected = serving.logps(prompt, row.completion_ids)
             assert row.rollout_logps == pytest.approx(expected.tolist(), abs=1e-4)
-
-
-def test_a_server_that_may_not_restart_ends_the_run_with_its_log(tmp_path: Path) -> None:
-    with serve(tmp_path, max_restarts=0, sync_timeout_s=30) as serving:
-        requests = [RolloutRequest((1, 2, 3), seed) for seed in range(NUM_ROWS)]
-        with pytest.raises(ServerError, match=r"ended by signal 9; its log .*vllm-0\.log"):
+        # a server that is lost once too often ends the run, in the words of its log
+        serving.engine.num_revivals = serving.engine.settings.max_restarts
+        with pytest.raises(ServerError, match=r"ended by signal 9; its log .*vllm-1\.log"):
             serving.engine.generate(
-                requests, LONG, lambda n, row: None, kill_while_it_writes(serving)
+                requests, LONG, lambda n, row: None, kill_while_it_writes(serving, number=1)
             )
 
 

@@ -18,6 +18,7 @@ Shapes: `N tokens . C chunk . K kept rows . D hidden . V vocab`.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -136,10 +137,8 @@ class TritonBackend:
         for tokens in chunks:
             if not extra:
                 (name,) = outputs
-                rule = RowRule(TokenGradients(**({"logp": None} | {name: ones[tokens]})))
-                dz = self._foreseen(
-                    problem, tokens, logits, scaling, state, lambda _, rule=rule: rule
-                )
+                rule_of = partial(_unit_rule, name, ones)
+                dz = self._foreseen(problem, tokens, logits, scaling, state, rule_of)
                 if dz is not None:
                     sums[name].add(tokens, dz)
                     continue
@@ -149,7 +148,7 @@ class TritonBackend:
                     dz = narrow_view(s, problem.weight.dtype)
                 else:
                     dz = spare[: s.shape[0], : s.shape[1]]
-                unit = TokenGradients(**({"logp": None} | {name: ones[tokens]}))
+                unit = _unit_rule(name, ones, tokens).given
                 self.kernels.gradients(
                     s, problem.targets[tokens], scaling[tokens], state[tokens], unit, dz
                 )
@@ -296,6 +295,10 @@ class _KeptRows:
             dz = self.dz[: self.num_rows, : self.problem.vocab_size]
             self.sums.add_rows(torch.cat(self.index), dz)
         self.index, self.num_rows = [], 0
+
+
+def _unit_rule(name: str, ones: Tensor, tokens: slice) -> RowRule:
+    return RowRule(TokenGradients(**({"logp": None} | {name: ones[tokens]})))
 
 
 def _logits_into(buffer: Tensor, problem: HeadProblem, tokens: slice) -> Tensor:

@@ -42,11 +42,12 @@ class VLLMEngine:
         self.version = ""  # label of the weights that the servers hold
         self.num_revivals = 0
         self._labels: list[str] = []  # of all weights that were sent, and those on their way
-        self._is_ready = self._is_writing = False
+        self._is_ready = False
         self._sleeps = self.settings.placement == "colocated"
         self.serves_all_ranks = not self._sleeps  # a server on each rank's GPU writes its share
         self._lost: set[VLLMClient] = set()
-        self._router: Router[VLLMClient] | None = None
+        # one a running `generate`: a batch may be written while held-out prompts are
+        self._routers: set[Router[VLLMClient]] = set()
         self._training_thread = threading.get_ident()
 
     def close(self) -> None:
@@ -90,8 +91,10 @@ class VLLMEngine:
         if self._sleeps and self._sync.asleep:
             self._send(self.version, lambda: None)
         finished: Finished = SimpleQueue()
-        self._is_writing = True
-        future = self.fleet.submit(self._write_all(requests, params, finished))
+        present = [client for client in self.fleet.clients if client not in self._lost]
+        router = Router(present, self.capacity)
+        self._routers.add(router)
+        future = self.fleet.submit(self._write_all(router, requests, params, finished))
         future.add_done_callback(lambda _: finished.put(None))
         missing = len(requests)
         try:
@@ -113,7 +116,7 @@ class VLLMEngine:
             future.cancel()  # closes the connections, and the servers drop the rows
             raise
         finally:
-            self._is_writing = False
+            self._routers.discard(router)
         future.result()
         if self._sleeps:
             self._sync.sleep()
@@ -125,19 +128,18 @@ class VLLMEngine:
         while True:
             revived = self._revive(check_stop)
             try:
-                self._sync.send(label, keep_rows=self._is_writing)
+                self._sync.send(label, keep_rows=bool(self._routers))
                 break
             except ServerError:
-                if not self.fleet.silent():
+                silent = self.fleet.silent()
+                if not silent:
                     raise
                 # The others hold half an update; launched ones can begin anew.
-                self._lost.update(
-                    self.fleet.silent(), self.fleet.clients if self.fleet.launched else ()
-                )
+                self._lost.update(self.fleet.clients if self.fleet.launched else silent)
         self.version = label
         self._lost -= revived
-        if self._router is not None and revived:
-            self.fleet.call(self._router.restore(revived))
+        for router in list(self._routers) if revived else []:
+            self.fleet.call(router.restore(revived))
 
     def _revive(self, check_stop: Callable[[], None]) -> set[VLLMClient]:
         """Start or await what is lost."""
@@ -159,10 +161,12 @@ class VLLMEngine:
     # on the event loop ------------------------------------------------------------------------
 
     async def _write_all(
-        self, requests: Sequence[RolloutRequest], params: SamplingParams, finished: Finished
+        self,
+        router: Router[VLLMClient],
+        requests: Sequence[RolloutRequest],
+        params: SamplingParams,
+        finished: Finished,
     ) -> None:
-        present = [client for client in self.fleet.clients if client not in self._lost]
-        self._router = router = Router(present, self.capacity)
         try:
             async with asyncio.TaskGroup() as rows:
                 for group in by_prompt(requests, self.capacity):

@@ -1,0 +1,32 @@
+"""The names under which servers know the weights.
+
+A Qwen3.5 checkpoint has the text model under `model.language_model.`, beside its vision and MTP
+weights, which are neither trained nor sent: servers keep those they have loaded. transformers' text
+model says `model.`; vLLM's text-only class takes the checkpoint's names as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+_WITHIN_VISION_MODELS = ("qwen3_5_text", "qwen3_5_moe_text")
+_TEXT, _IN_CHECKPOINT = "model.", "model.language_model."
+
+
+def checkpoint_names(
+    state: Mapping[str, torch.Tensor], model_type: str
+) -> Mapping[str, torch.Tensor]:
+    """The same tensors under the names of the family's published checkpoints.
+
+    Args:
+        state: by the trained text model's own names.
+        model_type: of its transformers config.
+    """
+    if model_type not in _WITHIN_VISION_MODELS:
+        return state
+    return {
+        _IN_CHECKPOINT + name.removeprefix(_TEXT) if name.startswith(_TEXT) else name: tensor
+        for name, tensor in state.items()
+    }
