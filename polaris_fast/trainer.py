@@ -503,4 +503,3 @@ class Trainer:
             or "local heuristic (no judge of quality)",
             "run": short_path(self.run_dir),
         }
-
