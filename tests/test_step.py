@@ -49,6 +49,9 @@ class FixedRollouts:
 
     serves_all_ranks = False
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def generate(
         self,
         requests: Sequence[RolloutRequest],

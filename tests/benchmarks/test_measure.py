@@ -1,7 +1,10 @@
 """Taking turns, quantiles and peak memory, without asserting how long anything takes."""
 
+import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from benchmarks.measure import Call, quantile, run_with_peak, take_turns
 
 CPU = torch.device("cpu")
 MIB = 2**20
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def recorders(names: str, log: list[str]) -> dict[str, Call]:
@@ -64,17 +68,26 @@ def test_quantiles_interpolate():
     assert quantile([0.0, 10.0], 0.2) == pytest.approx(2.0)
 
 
-def test_peak_memory_counts_what_is_freed_and_what_is_returned():
-    def run() -> torch.Tensor:
-        torch.ones(48 * MIB, dtype=torch.int8)
-        return torch.ones(16 * MIB, dtype=torch.int8)
+FREED_AND_RETURNED = """
+import torch
+from benchmarks.measure import Call, run_with_peak
+def run():
+    torch.ones(48 * 2**20, dtype=torch.int8)
+    return torch.ones(16 * 2**20, dtype=torch.int8)
+print(run_with_peak(Call(run), torch.device("cpu"))[1])
+"""
 
-    result, peak = run_with_peak(Call(run), CPU)
-    if peak is None:
+
+def test_peak_memory_counts_what_is_freed_and_what_is_returned():
+    # in a process of its own: an allocator that other tests have worked keeps pages back
+    done = subprocess.run(
+        [sys.executable, "-c", FREED_AND_RETURNED], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    if done.stdout.strip() == "None":
         pytest.skip("this system has no resettable high-water mark")
-    assert result.numel() == 16 * MIB
     # the first tensor is gone before the second one is made
-    assert 46 <= peak <= 56
+    assert 46 <= float(done.stdout) <= 56
 
 
 def test_peak_memory_counts_buffers_that_are_kept_between_calls():

@@ -76,8 +76,10 @@ def test_no_second_weight_sized_buffer_exists():
     head.weight.main_grad = torch.zeros_like(head.weight)
     sizes = {}
     for destination in (None, "main_grad"):
-        with Allocations() as seen:
-            run(head, rows, accumulate_into=destination, chunk_bytes=8 * 512 * 4).loss.backward()
+        for _ in range(2):  # the first call makes the buffers that are kept between calls
+            with Allocations() as seen:
+                out = run(head, rows, accumulate_into=destination, chunk_bytes=8 * 512 * 4)
+                out.loss.backward()
         sizes[destination] = seen.largest
     weight_bytes = head.weight.numel() * 4
     assert sizes[None] >= weight_bytes
