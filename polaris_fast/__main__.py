@@ -1,8 +1,13 @@
 """`python -m polaris_fast COMMAND`: the same as the `polaris` script."""
 
-import sys
-
 from .cli import main
+from .leaving import leave
+
+
+def run() -> None:
+    """The `polaris` script."""
+    leave(main())
+
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run()

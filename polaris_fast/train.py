@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from .cli import main
+from .leaving import leave
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    leave(main(["train", *sys.argv[1:]]))

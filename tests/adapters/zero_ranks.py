@@ -18,6 +18,7 @@ from typing import Any
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 
+from polaris_fast.leaving import leave
 from polaris_kernels.adapters.trl import patch_grpo
 from tests.adapters.trl_rig import make_trainer
 
@@ -64,3 +65,4 @@ def main(folder: str, cases: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)

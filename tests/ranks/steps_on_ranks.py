@@ -7,7 +7,6 @@ what else must agree.
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ import torch.distributed as dist
 
 from polaris_fast.config import Config
 from polaris_fast.engine import UpdateResult
+from polaris_fast.leaving import leave
 from polaris_fast.ranks import World, join_world
 from polaris_fast.ranks.conductor import Conductor
 from polaris_fast.ranks.follower import follow
@@ -85,4 +85,4 @@ def _compare(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -8,7 +8,6 @@ that DeepSpeed used.
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +15,7 @@ import torch
 from polaris_fast.config import Config, LoraConfig
 from polaris_fast.engine import SingleEngine, UpdateResult
 from polaris_fast.engine.deepspeed import DeepSpeedEngine
+from polaris_fast.leaving import leave
 from polaris_fast.model.load import prepare_model
 from polaris_fast.model.lora import Adapters
 from polaris_fast.model.tiny import tiny_model
@@ -154,4 +154,4 @@ def _largest_moment_gap(engine: Recorded, alone: SingleEngine) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
