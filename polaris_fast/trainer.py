@@ -17,16 +17,11 @@ from typing import Any
 import torch
 
 from .alarms import AlarmWatch
-from .best import read_best
 from .checkpoint import (
     TrainerState,
-    find_checkpoint,
-    is_disk_fault,
-    load_state,
-    save_checkpoint,
 )
 from .closing_words import closing_words, short_path
-from .collector import setup_spared
+from .conducted_run import ConductedRun
 from .config import Config
 from .curriculum import prompt_order
 from .data import load_records, split_records, with_thinking
@@ -36,7 +31,7 @@ from .groups import hri_weight
 from .in_flight import read_rows, write_rows
 from .judge import JudgePool, Scorer, open_scorer
 from .judge.canary import CanaryWatch
-from .metrics import METRICS_FILE, MetricsLog, PhaseClock, read_metrics
+from .metrics import METRICS_FILE, PhaseClock, read_metrics
 from .model.load import read_config
 from .model_card import write_model_card
 from .pipeline import Pipeline
@@ -45,18 +40,9 @@ from .profiling import profiled
 from .progress import Progress
 from .prompts import PromptBuilder, load_tokenizer, stop_ids_of
 from .ranks.conductor import Conductor
-from .ranks.parts import Orders, build_parts, check_engine, choose_device
-from .report import write_report
+from .ranks.parts import Orders, build_parts
 from .rollout_parity import check_logprobs
 from .run_evaluations import RunEvaluations, check_metric
-from .run_folder import (
-    check_same_run,
-    check_unused,
-    choose_run_dir,
-    forget_after,
-    open_run,
-    write_summary,
-)
 from .scoring import StepScorer
 from .session import conduct
 from .signs import story_signs
@@ -64,7 +50,7 @@ from .step import GRPOStep, StepResult
 from .step_metrics import step_metrics
 from .stopping import StopFlag, StopRequested
 from .story_log import write_stories
-from .types import StoryRecord, UserError
+from .types import StoryRecord
 
 
 def run_training(config: Config) -> int:
@@ -72,8 +58,8 @@ def run_training(config: Config) -> int:
     return conduct(config, Trainer)
 
 
-class Trainer:
-    """One training run; see `session.Run`."""
+class Trainer(ConductedRun):
+    """One GRPO run."""
 
     def __init__(
         self, config: Config, view: Progress, flag: StopFlag, conductor: Conductor
@@ -83,9 +69,7 @@ class Trainer:
         Raises:
             UserError: bad data, checkpoint, model path or output folder.
         """
-        self.view, self.flag, self.conductor = view, flag, conductor
-        self.device = choose_device(config, conductor.world)
-        check_engine(config)
+        super().__init__(config, view, flag, conductor)
         self.deterministic = (
             config.deterministic if config.deterministic is not None else self.device.type == "cpu"
         )
@@ -94,88 +78,28 @@ class Trainer:
         check_metric(config, len(self.eval_records))
         thinking = with_thinking(config.data, self.train_records)
         self.config = config.model_copy(update={"data": thinking})
-        self.checkpoint = (
-            find_checkpoint(Path(config.resume_from_checkpoint))
-            if config.resume_from_checkpoint
-            else None
-        )
-        self.run_dir = choose_run_dir(config, self.checkpoint)
-        if self.checkpoint is None:
-            check_unused(self.run_dir)
-            self.state = TrainerState(step=0, prompt_cursor=0, num_tokens=0)
-        else:
-            check_same_run(self.config, self.checkpoint)
-            self.state = load_state(self.checkpoint)
+        self._find_place()
         self.tokenizer = self._tokenizer()
         self.config = self._resolve_lengths()
         self.builder = PromptBuilder(self.tokenizer, self.config)
         self.num_human = self._check_records()
-        self.saved_step = self.state.step
         self.pipeline: Pipeline | None = None
         self.settle_s = 0.0  # since the last step
         self.total_steps = self._total_steps()
-        self.status, self.reason = "running", ""
 
     # ----------------------------------------------------------------------------------------
 
-    def run(self) -> str:
-        """Train; returns "finished" or "interrupted". The report is written either way."""
-        started = time.time()
-        with ExitStack() as stack:
-            self.source: Scorer = stack.enter_context(
-                open_scorer(
-                    self.config.judge,
-                    self.config.reward,
-                    run_dir=self.run_dir,
-                    longest_story_tokens=self.config.max_completion_length,
-                )
+    def _open_sources(self, stack: ExitStack) -> None:
+        self.source: Scorer = stack.enter_context(
+            open_scorer(
+                self.config.judge,
+                self.config.reward,
+                run_dir=self.run_dir,
+                longest_story_tokens=self.config.max_completion_length,
             )
-            if isinstance(self.source, JudgePool):
-                self.view.watch_judge(self.source.health)
-            open_run(self.run_dir, self.config)
-            self.log = stack.enter_context(
-                MetricsLog(
-                    self.run_dir,
-                    self.config.report_to,
-                    self.config.run_name,
-                    self.config.model_dump(mode="json"),
-                )
-            )
-            self.view.start(
-                self.config.run_name or self.run_dir.name,
-                self._facts(),
-                self.total_steps,
-                history=read_metrics(self.run_dir / METRICS_FILE),
-            )
-            if note := self._estimate():
-                self.view.note(note)
-            try:
-                self._setup(stack)
-                stack.enter_context(setup_spared())
-                self._loop()
-                self.status = "finished"
-            except StopRequested as stop:
-                self.status, self.reason = "interrupted", f"stopped by {stop}"
-                self.view.warn(self.reason)
-                self._save_unsaved()
-            except BaseException as error:
-                self.status, self.reason = "failed", str(error)
-                # The guard, or a judge that is down: what was trained so far is sound.
-                if isinstance(error, UserError) and not is_disk_fault(error):
-                    self._save_unsaved()
-                raise
-            finally:
-                write_summary(
-                    self.run_dir,
-                    status=self.status,
-                    reason=self.reason,
-                    steps=self.state.step,
-                    wall_s=round(time.time() - started, 1),
-                    device=self._devices(),
-                )
-                self.view.phase("writing the report")
-                self.report = write_report(self.run_dir)
-        return self.status
+        )
+        if isinstance(self.source, JudgePool):
+            self.view.watch_judge(self.source.health)
 
     def closing_words(self) -> str:
         """What a person should know and do next."""
@@ -215,6 +139,8 @@ class Trainer:
 
     def _setup(self, stack: ExitStack) -> None:
         config = self.config
+        if note := self._estimate():
+            self.view.note(note)
         torch.manual_seed(config.seed)
         if config.hri.mode != "off" and self.num_human < len(self.train_records):
             self.view.warn(
@@ -242,12 +168,7 @@ class Trainer:
             prompt_ids = self.builder.prompt_ids(self.train_records[0])
             self.view.note(check_logprobs(self.rollouts, parts.model, prompt_ids, config))
         self.builder = PromptBuilder(self.tokenizer, config, stop_ids_of(parts.model))
-        if self.checkpoint is not None:
-            self.log.truncate_after(self.state.step)
-            aside = forget_after(self.run_dir, self.state.step)
-            self.view.note(f"resumed from {self.checkpoint}")
-            if aside:
-                self.view.note(f"put aside into superseded/: {', '.join(aside)}")
+        self._go_on()
         self.order = prompt_order(config, self.train_records)
         self.alarms = AlarmWatch(config.alarms, read_metrics(self.run_dir / METRICS_FILE))
         self.evaluations = RunEvaluations(
@@ -453,28 +374,9 @@ class Trainer:
                 num_records=len(self.train_records),
             )
 
-    def _save(self) -> None:
-        def write(folder: Path) -> None:
-            self.slots.save(folder)
-            self.tokenizer.save_pretrained(folder)
-            if self.pipeline is not None:
-                write_rows(folder, self.pipeline.written(self.state.step))
-
-        self.view.phase("saving")
-        best = read_best(self.run_dir)
-        save_checkpoint(
-            self.run_dir,
-            self.state,
-            write,
-            keep=self.config.save_total_limit,
-            spared=best.step if best else -1,
-        )
-        self.saved_step = self.state.step
-
-    def _save_unsaved(self) -> None:
-        """Keep what the last finished step made; an unfinished one leaves no trace in weights."""
-        if self.saved_step < self.state.step:
-            self._save()
+    def _write_aside(self, folder: Path) -> None:
+        if self.pipeline is not None:
+            write_rows(folder, self.pipeline.written(self.state.step))
 
     # small things -----------------------------------------------------------------------------
 
@@ -483,10 +385,6 @@ class Trainer:
             return self.config.max_steps
         prompts = self.config.num_train_epochs * len(self.train_records)
         return max(1, math.ceil(prompts / self.config.prompts_per_step))
-
-    def _devices(self) -> str:
-        size = self.conductor.world.size
-        return str(self.device) if size == 1 else f"{size} ranks on {self.device.type}"
 
     def _estimate(self) -> str | None:
         world, records = self.conductor.world, self.train_records

@@ -9,32 +9,22 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from ..checkpoint import TrainerState, find_checkpoint, is_disk_fault, load_state, save_checkpoint
+from ..checkpoint import TrainerState
 from ..closing_words import short_path
+from ..conducted_run import ConductedRun
 from ..config import Config
 from ..data import PromptOrder, load_records, split_records, with_thinking
-from ..metrics import METRICS_FILE, MetricsLog, read_metrics
 from ..model.load import read_config
 from ..packing import plan_rounds
 from ..progress import Progress
 from ..prompts import PromptBuilder, load_tokenizer, stop_ids_of
 from ..ranks.conductor import Conductor
-from ..ranks.parts import Orders, build_parts, check_engine, choose_device
-from ..report import write_report
-from ..run_folder import (
-    check_same_run,
-    check_unused,
-    choose_run_dir,
-    forget_after,
-    open_run,
-    write_summary,
-)
+from ..ranks.parts import Orders, build_parts
 from ..slots import PassSums
-from ..stopping import StopFlag, StopRequested
+from ..stopping import StopFlag
 from ..types import Row, StoryRecord, UserError
 from .rows import story_records, story_row
 from .settings import supervised
@@ -53,8 +43,8 @@ class _Pass:
         return -float(self.sums.loss["sum_logp"]) / self.num_targets
 
 
-class SupervisedRun:
-    """One supervised run; see `session.Run`."""
+class SupervisedRun(ConductedRun):
+    """One supervised run."""
 
     def __init__(
         self, config: Config, view: Progress, flag: StopFlag, conductor: Conductor
@@ -64,75 +54,20 @@ class SupervisedRun:
         Raises:
             UserError: no model, bad data, checkpoint or output folder.
         """
-        self.view, self.flag, self.conductor = view, flag, conductor
+        super().__init__(config, view, flag, conductor)
         if config.model_name_or_path is None:
             raise UserError(
                 "model_name_or_path: sft needs a model to start from, a folder or a hub id (the "
                 "embedded tiny model is warm-started by `polaris train` itself)"
             )
-        check_engine(config)
-        self.device = choose_device(config, conductor.world)
         records = load_records(config.data)
         train, held_out = split_records(config.data, records)
         settled = config.model_copy(update={"data": with_thinking(config.data, train)})
         self.config = supervised(settled)
-        resumed = config.resume_from_checkpoint
-        self.checkpoint = find_checkpoint(Path(resumed)) if resumed else None
-        self.run_dir = choose_run_dir(config, self.checkpoint)
-        if self.checkpoint is None:
-            check_unused(self.run_dir)
-            self.state = TrainerState(step=0, prompt_cursor=0, num_tokens=0)
-        else:
-            check_same_run(self.config, self.checkpoint)
-            self.state = load_state(self.checkpoint)
+        self._find_place()
         read_config(config.model_name_or_path)
         self.tokenizer = load_tokenizer(str(self.checkpoint or config.model_name_or_path))
         self._find_stories(train, held_out)
-        self.saved_step = self.state.step
-        self.status, self.reason = "running", ""
-
-    # ----------------------------------------------------------------------------------------
-
-    def run(self) -> str:
-        """Train; returns "finished" or "interrupted". The report is written either way."""
-        started = time.time()
-        with ExitStack() as stack:
-            open_run(self.run_dir, self.config)
-            settings = self.config.model_dump(mode="json")
-            self.log = stack.enter_context(
-                MetricsLog(self.run_dir, self.config.report_to, self.config.run_name, settings)
-            )
-            self.view.start(
-                self.config.run_name or self.run_dir.name,
-                self._facts(),
-                self.total_steps,
-                history=read_metrics(self.run_dir / METRICS_FILE),
-            )
-            try:
-                self._setup(stack)
-                self._loop()
-                self.status = "finished"
-            except StopRequested as stop:
-                self.status, self.reason = "interrupted", f"stopped by {stop}"
-                self.view.warn(self.reason)
-                self._save_unsaved()
-            except BaseException as error:
-                self.status, self.reason = "failed", str(error)
-                if isinstance(error, UserError) and not is_disk_fault(error):
-                    self._save_unsaved()  # the guard: what was trained so far is sound
-                raise
-            finally:
-                write_summary(
-                    self.run_dir,
-                    status=self.status,
-                    reason=self.reason,
-                    steps=self.state.step,
-                    wall_s=round(time.time() - started, 1),
-                    device=str(self.device),
-                )
-                self.view.phase("writing the report")
-                self.report = write_report(self.run_dir)
-        return self.status
 
     def closing_words(self) -> str:
         """What a person should know and do next."""
@@ -186,10 +121,7 @@ class SupervisedRun:
             stack.callback(parts.rollouts.close)
         self.slots, _ = self.conductor.share(parts)
         self.builder = PromptBuilder(self.tokenizer, config, stop_ids_of(parts.model))
-        if self.checkpoint is not None:
-            self.log.truncate_after(self.state.step)
-            forget_after(self.run_dir, self.state.step)
-            self.view.note(f"resumed from {self.checkpoint}")
+        self._go_on()
 
     # the loop ---------------------------------------------------------------------------------
 
@@ -270,22 +202,9 @@ class SupervisedRun:
             self.view.advance(sum(len(slot) for slot in slots), phase=phase)
         return _Pass(self.slots.take_sums(), targets)
 
-    def _save(self) -> None:
-        def write(folder: Path) -> None:
-            self.slots.save(folder)
-            self.tokenizer.save_pretrained(folder)
-
-        self.view.phase("saving")
-        save_checkpoint(self.run_dir, self.state, write, keep=self.config.save_total_limit)
-        self.saved_step = self.state.step
-
-    def _save_unsaved(self) -> None:
-        if self.saved_step < self.state.step:
-            self._save()
-
     def _facts(self) -> dict[str, str]:
         return {
             "model": str(self.config.model_name_or_path),
             "stories": f"{len(self.records)} to train on, {len(self.held_out)} held out",
-            "device": f"{self.device}, {self.config.dtype}",
+            "device": f"{self._devices()}, {self.config.dtype}",
         }
