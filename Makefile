@@ -52,11 +52,15 @@ $(VLLM_VENV)/.installed: pyproject.toml $(wildcard tests/vllm/environment/*)
 test-vllm: $(VLLM_VENV)/.installed
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm
 
+# One file of it: `make bench BENCH=benchmarks/bench_head.py`. What fails or is missing is listed at
+# the end; the head's results are written all the same.
+BENCH ?= benchmarks/
 bench: $(BENCH_STAMP)
 	@mkdir -p benchmarks/results
-	$(BIN)/python -m pytest benchmarks/ --benchmark-only -s --benchmark-columns=median,iqr,rounds \
-	  --benchmark-json=benchmarks/results/bench.json
-	$(BIN)/python -m benchmarks.head_table benchmarks/results/bench.json --svg benchmarks/results/head.svg
+	$(BIN)/python -m pytest $(BENCH) --benchmark-only -s --benchmark-columns=median,iqr,rounds \
+	  --benchmark-json=benchmarks/results/bench.json; status=$$?; \
+	$(BIN)/python -m benchmarks.head_table benchmarks/results/bench.json --into benchmarks/results/head; \
+	exit $$status
 
 gpu: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks.gpu

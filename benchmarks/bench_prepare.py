@@ -5,7 +5,7 @@
 
 The corpus has every format: half in EPUB anthologies, the rest TXT, Markdown, HTML and JSONL, with
 one story in fifty a near-copy of an earlier one. Memory is measured at 1,250 and 5,000 stories: it
-may grow by the index, never by the texts.
+may grow by the index, never by the texts. The numbers are kept in results/prepare.{json,md}.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from .judge_table import Table
 from .prepare_corpus import write_corpus
 
 WORKERS = 2
@@ -51,8 +53,17 @@ def prepare(books: Path, out: Path) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.fixture(scope="module")
+def table() -> Iterator[Table]:
+    columns = ("stories", "words", "kept", "seconds", "CPU seconds", "peak MiB, main process")
+    title = f"Books to records, {WORKERS} worker processes, one story in fifty a near-copy"
+    found = Table("prepare", title, columns)
+    yield found
+    found.finish()
+
+
 @pytest.mark.parametrize("num", [NUM_STORIES // 4, NUM_STORIES])
-def test_prepare(benchmark, tmp_path: Path, num: int) -> None:
+def test_prepare(benchmark, table: Table, tmp_path: Path, num: int) -> None:
     made = write_corpus(tmp_path / "books", num)
     result = benchmark.pedantic(
         prepare, args=(tmp_path / "books", tmp_path / "data"), rounds=1, iterations=1
@@ -62,7 +73,11 @@ def test_prepare(benchmark, tmp_path: Path, num: int) -> None:
     kept = sum(len(path.read_bytes().splitlines()) for path in files if path.exists())
     assert kept == made.originals, f"{kept} of {made.originals} originals, {made.copies} copies"
     benchmark.extra_info |= result | {"stories": num, "words": made.words, "kept": kept}
-    print(
-        f"\n{num:,} stories, {made.words / 1e6:.1f} M words: {result['seconds']:.1f} s, "
-        f"{result['cpu_s']:.1f} s of CPU, parent {result['parent_mib']:.0f} MiB, {kept:,} kept"
+    table.add(
+        f"{num:,}",
+        f"{made.words / 1e6:.1f} M",
+        f"{kept:,}",
+        f"{result['seconds']:.1f}",
+        f"{result['cpu_s']:.1f}",
+        f"{result['parent_mib']:.0f}",
     )

@@ -4,11 +4,12 @@
     python -m benchmarks.gpu --device cpu --tiny     # a dry run of every part, without a GPU
 
 Builds csrc, imports the peers, measures the chip's floors and the row kernels against them, runs
-the tests marked `gpu`, the head benchmarks at the headline shapes, a whole training step of a
-model of 1.9 B parameters and a short training run; ends with each headline as a share of its
-floor. Each part is a process of its own with a time limit; what fails is recorded with its last
-lines, what does not fit into the eight minutes is named, and the others still run. Nothing is
-downloaded: from a bare checkout, `PYTHONPATH=.:kernels` is enough.
+the tests marked `gpu`, the head benchmarks at the headline shapes, the kernels of attention and
+delta-net layers, a whole training step of a model of 1.9 B parameters and a short training run;
+ends with each headline as a share of its floor. Each part is a process of its own with a time
+limit; what fails is recorded with its last lines, what does not fit into the eight minutes is
+named, and the others still run. Nothing is downloaded: from a bare checkout, `PYTHONPATH=.:kernels`
+is enough.
 """
 
 from __future__ import annotations
@@ -119,6 +120,14 @@ def parts(folder: Path, device: str, *, tiny: bool) -> dict[str, Part]:
             ],
             head_s,
         ),
+        "layers": Part(
+            [
+                *python, "benchmarks.gpu_layers", "--device", device,
+                "--json", str(folder / "layers.json"), *(["--tiny"] if tiny else []),
+            ],
+            60.0,
+            ("transformers", "pydantic"),
+        ),
         "step": Part(
             [
                 *python, "benchmarks.gpu_step", "--device", device,
@@ -151,7 +160,7 @@ def run_parts(plan: dict[str, Part], folder: Path, out: Path, device: str) -> di
         left = LIMIT_S - (time.monotonic() - started)
         result["parts"][name] = run(part, left)
         print(f"{name}: {describe(result['parts'][name])}", flush=True)
-        for made in ("peers", "floors", "head", "step"):
+        for made in ("peers", "floors", "head", "layers", "step"):
             result[made] = read(folder / f"{made}.json")
         metrics = folder / "run" / "metrics.jsonl"
         if metrics.is_file():

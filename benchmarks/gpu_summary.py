@@ -43,7 +43,8 @@ def headlines(result: dict[str, Any]) -> list[str]:
     cases = {entry["case"] for entry in entries}
     wanted = [*GOALS, *(Goal(c, 0.0) for c in sorted(cases - {g.case for g in GOALS}))]
     lines = [_head_line(goal, [e for e in entries if e["case"] == goal.case]) for goal in wanted]
-    return [*lines, *_row_lines(result.get("floors")), *_step_lines(result.get("step"))]
+    lines += _row_lines(result.get("floors"))
+    return [*lines, *_layer_lines(result.get("layers")), *_step_lines(result.get("step"))]
 
 
 def _head_line(goal: Goal, entries: list[dict[str, Any]]) -> str:
@@ -76,6 +77,24 @@ def _row_lines(floors: dict[str, Any] | None) -> list[str]:
         if row["form"].endswith("one read"):
             line += _against(row["share_of_copy"], ROW_SHARE)
         lines.append(line)
+    return lines
+
+
+def _layer_lines(layers: dict[str, Any] | None) -> list[str]:
+    if not layers:
+        return [f"attention and delta-net kernels: {NOT_MEASURED}"]
+    lines = [
+        f"{entry['kind']} {entry['kernel']}: {NOT_MEASURED}: {entry['failed']}"
+        for entry in layers["parity"]
+        if "failed" in entry
+    ]
+    for entry in layers["times"]:
+        rate = "" if entry["tflops"] is None else f", {entry['tflops']:.1f} TFLOP/s"
+        what = "forward" if entry["what"] == "forward" else "forward and backward"
+        lines.append(
+            f"{entry['kind']} {entry['kernel']}, {entry['rows']} rows of {entry['tokens']:,} "
+            f"tokens, {what}: {entry['p50_ms']:.2f} ms{rate}"
+        )
     return lines
 
 

@@ -152,23 +152,35 @@ def is_chosen(provider: str, chosen: Collection[str]) -> bool:
     return not chosen or provider in chosen or provider.partition(" (")[0] in chosen
 
 
-def measure_case(
-    case: HeadCase, device: torch.device, *, budget_s: float, chosen: Collection[str] = ()
-) -> CaseReport:
-    """Check, then measure, every provider of a case.
+@dataclass
+class PreparedCase:
+    """A case whose providers have been built and held to float64."""
 
-    Args:
-        case: the problem.
-        device: "cpu" or "cuda".
-        budget_s: about how long the timed rounds may take together.
-        chosen: names of providers or projects; none: all. The floor is always there.
-    """
+    inputs: HeadInputs
+    entries: dict[str, Entry]
+    calls: dict[str, Call]
+    """of the providers to time"""
+
+    def measure(self, budget_s: float) -> CaseReport:
+        """Time the providers and the floor, taking turns, for about `budget_s` in all."""
+        case, device = self.inputs.case, self.inputs.device
+        floor = find_floor(self.inputs)
+        calls = {FLOOR: floor.call, **self.calls}
+        entries = {FLOOR: Entry(FLOOR), **self.entries}
+        for name, samples in take_turns(calls, device, budget_s=budget_s).items():
+            entries[name].samples_ms = samples
+        return CaseReport(case, device.type, torch.get_num_threads(), floor.form, entries)
+
+
+def prepare_case(
+    case: HeadCase, device: torch.device, chosen: Collection[str] = ()
+) -> PreparedCase:
+    """Build and check every provider of a case; arguments as for `measure_case`."""
     # a limit on recompilations would send later shapes to eager mode in silence
     torch._dynamo.reset()
     inputs, exact = inputs_and_exact(case, device)
-    floor = find_floor(inputs)
-    entries = {FLOOR: Entry(FLOOR)}
-    calls = {FLOOR: floor.call}
+    entries: dict[str, Entry] = {}
+    calls: dict[str, Call] = {}
     for name, builder in providers_of(case, device.type).items():
         if not is_chosen(name, chosen):
             continue
@@ -183,9 +195,21 @@ def measure_case(
         entry.wrong = _fault(entry, _limits(entry, case, plain))
         if entry.wrong is None:
             calls[name] = call
-    for name, samples in take_turns(calls, device, budget_s=budget_s).items():
-        entries[name].samples_ms = samples
-    return CaseReport(case, device.type, torch.get_num_threads(), floor.form, entries)
+    return PreparedCase(inputs, entries, calls)
+
+
+def measure_case(
+    case: HeadCase, device: torch.device, *, budget_s: float, chosen: Collection[str] = ()
+) -> CaseReport:
+    """Check, then measure, every provider of a case.
+
+    Args:
+        case: the problem.
+        device: "cpu" or "cuda".
+        budget_s: about how long the timed rounds may take together.
+        chosen: names of providers or projects; none: all. The floor is always there.
+    """
+    return prepare_case(case, device, chosen).measure(budget_s)
 
 
 def _build(entry: Entry, builder: Builder | str, inputs: HeadInputs) -> Call | None:

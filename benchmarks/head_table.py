@@ -1,6 +1,9 @@
 """The results as a table and a picture, from the JSON of a run.
 
-    python -m benchmarks.head_table benchmarks/results/bench.json --svg benchmarks/results/head.svg
+    python -m benchmarks.head_table first.json later.json --into benchmarks/results/head
+
+Without `--into`, which writes .json, .md and .svg, the table is shown only. A run may come in
+pieces: of a case that several files have, the last one's results count.
 
 "of the floor" is floor / p50; "over ours" is p50 / the fastest p50 of ours in that case.
 """
@@ -30,6 +33,14 @@ def read(path: Path) -> list[Info]:
     if "entries" in data:
         return list(data["entries"])
     return [b["extra_info"] for b in data["benchmarks"] if "floor_ms" in b["extra_info"]]
+
+
+def merged(files: Sequence[Sequence[Info]]) -> list[Info]:
+    """The entries of all files; of a case that several have, those of the last alone."""
+    cases: dict[str, list[Info]] = {}
+    for entries in files:
+        cases.update({case[0]["case"]: case for case in by_case(entries)})
+    return [entry for case in cases.values() for entry in case]
 
 
 def by_case(entries: Sequence[Info]) -> list[list[Info]]:
@@ -110,19 +121,28 @@ def format_ms(value: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("json", type=Path, nargs="+")
-    parser.add_argument("--svg", type=Path, help="also draw")
+    parser.add_argument("--into", type=Path, metavar="STEM", help="write STEM.json, .md and .svg")
     known = parser.parse_args()
-    entries = [entry for path in known.json for entry in read(path)]
+    entries = merged([read(path) for path in known.json])
     if not entries:
         names = ", ".join(map(str, known.json))
         print(f"error: no head results in {names}; run pytest benchmarks --benchmark-only")
         return 2
     print(render(entries))
-    if known.svg is not None:
-        from .head_plot import draw
-
-        print(f"\nwrote {draw(entries, known.svg)}")
+    if known.into is not None:
+        print(f"\nwrote {', '.join(map(str, write(entries, known.into)))}")
     return 0
+
+
+def write(entries: list[Info], stem: Path) -> list[Path]:
+    """STEM.json (which `read` takes), STEM.md and STEM.svg."""
+    from .head_plot import draw
+
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    data, text, picture = (stem.with_suffix(suffix) for suffix in (".json", ".md", ".svg"))
+    data.write_text(json.dumps({"entries": entries}, indent=1) + "\n")
+    text.write_text("# The loss head, measured\n\n" + render(entries) + "\n")
+    return [data, text, draw(entries, picture)]
 
 
 if __name__ == "__main__":

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from benchmarks.seeds import read_evaluations, read_steps, run_in_process
 
 RESULTS = Path(__file__).parent / "results"
 MIN_REWARD_GAIN, MAX_ERROR_RATIO, MIN_OWN_END, WINDOW = 0.25, 0.70, 0.90, 5
@@ -60,17 +59,9 @@ def run_one(
     """One run in a process of its own; its threads are what the jobs leave each."""
     name = f"seed-{seed}" + ("-shuffled" if shuffled else "")
     folder = known.out / name
-    shutil.rmtree(folder, ignore_errors=True)  # never measure a mixture of two runs
-    threads = max(1, (os.cpu_count() or 1) // known.jobs)
-    command = [sys.executable, "-m", "benchmarks.learning", "--worker", str(seed), str(folder)]
-    done = subprocess.run(
-        [*command, *(["--shuffled"] if shuffled else []), *overrides],
-        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    command = ["-m", "benchmarks.learning", "--worker", str(seed), str(folder)]
+    command += [*(["--shuffled"] if shuffled else []), *overrides]
+    run_in_process(command, folder, jobs=known.jobs, keep=False)
     row = measure(folder) | {"seed": seed, "shuffled": shuffled}
     print(f"{name}: {json.dumps(row)}", flush=True)
     return row
@@ -108,16 +99,14 @@ def _shuffled(assign: Any, generator: random.Random) -> Any:
 
 def measure(folder: Path) -> dict[str, Any]:
     """First and last `WINDOW` steps, and the held-out evaluations."""
-    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    start, end = (json.loads((folder / f"eval-{n}.json").read_text()) for n in ("start", "end"))
-    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
+    steps, (start, end) = read_steps(folder), read_evaluations(folder)
     first, last = steps[:WINDOW], steps[-WINDOW:]
 
     def change(name: str) -> list[float]:
         return [statistics.fmean(s[name] for s in part) for part in (first, last)]
 
     def held_out(name: str) -> list[float]:
-        return [start["metrics"][f"eval/{name}"], end["metrics"][f"eval/{name}"]]
+        return [start[f"eval/{name}"], end[f"eval/{name}"]]
 
     row: dict[str, Any] = {
         "reward": change("reward"),

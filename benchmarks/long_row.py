@@ -4,8 +4,8 @@
 
 A tiny Qwen3 in bf16 with the vocabulary of Qwen3.5, 248,320, so that the head is what counts.
 Printed is JSON: `peak_mib`, what the process's resident memory rose by at its worst moment beyond
-the model and what its gradients take; and the loss. TRL runs its own `_compute_loss` with the fused
-head that it installs for this.
+the model and what its gradients take; and the loss and the norm of the gradients, which all ways
+share. TRL runs its own `_compute_loss` with the fused head that it installs for this.
 
 T tokens . D hidden . V vocab.
 """
@@ -31,11 +31,18 @@ SIZES = {"hidden_size": 64, "num_layers": 4, "vocab_size": V, "head_dim": 32,
          "intermediate_size": 1024, "tie_word_embeddings": True}  # fmt: skip
 SWITCHES: dict[str, dict[str, Any]] = {
     "ours": {},
-    "ours, checkpointing": {"gradient_checkpointing": True},
-    "ours, MLP tiles of 1,024": {"mlp_tile_tokens": 1024},
-    "ours, both": {"gradient_checkpointing": True, "mlp_tile_tokens": 1024},
-}
-WAYS = (*SWITCHES, "TRL 1.16", "TRL 1.16, checkpointing", "full logits")
+    "ours, logits_chunk_mib 64": {"logits_chunk_mib": 64},
+    "ours, gradient_checkpointing selective": {"gradient_checkpointing": "selective"},
+    "ours, gradient_checkpointing": {"gradient_checkpointing": True},
+    "ours, mlp_tile_tokens 1024": {"mlp_tile_tokens": 1024},
+    "ours, checkpointing and tiles": {"gradient_checkpointing": True, "mlp_tile_tokens": 1024},
+    "ours, all three": {
+        "gradient_checkpointing": True, "mlp_tile_tokens": 1024, "logits_chunk_mib": 64,
+    },
+}  # fmt: skip
+TRL = ("TRL 1.16", "TRL 1.16, gradient checkpointing")
+WHOLE = "full logits"
+WAYS = (*SWITCHES, *TRL, WHOLE)
 
 
 def measured(way: str, tokens: int) -> dict[str, float]:
@@ -56,7 +63,7 @@ def make_step(way: str, tokens: int) -> tuple[Any, Callable[[], float]]:
     """The model and a call that leaves gradients in it and returns the loss."""
     if way.startswith("TRL"):
         return _trl(tokens, checkpointing="checkpointing" in way)
-    if way == "full logits":
+    if way == WHOLE:
         return _full_logits(tokens)
     return _ours(tokens, SWITCHES[way])
 
@@ -114,7 +121,7 @@ def _trl(tokens: int, *, checkpointing: bool) -> tuple[Any, Callable[[], float]]
         model.gradient_checkpointing_enable({"use_reentrant": False})
     add_fused_lm_head(model, temperature=1.0, outputs=("log_probs", "entropy"))
     trainer.model = model
-    trainer.current_gradient_accumulation_steps = 1
+    trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation
     ids = _ids(tokens)
     mask = torch.ones_like(ids)
     inputs = {
@@ -155,8 +162,10 @@ def main() -> None:
     del small, warm
     loss, peak = run_with_peak(Call(step), torch.device("cpu"))
     assert peak is not None, "needs Linux's /proc/self/clear_refs"
-    gradients = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
-    print(json.dumps({"peak_mib": round(peak - gradients, 1), "loss": loss}))
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    own = sum(g.numel() * g.element_size() for g in grads) / 2**20
+    norm = float(torch.nn.utils.get_total_norm(grads))
+    print(json.dumps({"peak_mib": round(peak - own, 1), "loss": loss, "grad_norm": norm}))
 
 
 if __name__ == "__main__":

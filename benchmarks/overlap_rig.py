@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.scripted_endpoint import Latency, Script, ScriptedProcess
 from polaris_fast.config import Config
@@ -21,7 +22,7 @@ from polaris_fast.engine import SingleEngine
 from polaris_fast.judge import JudgePool, Scorer
 from polaris_fast.metrics import PhaseClock
 from polaris_fast.model.load import prepare_model
-from polaris_fast.model.tiny import tiny_model
+from polaris_fast.model.tiny import Family, tiny_model
 from polaris_fast.progress import make_view
 from polaris_fast.prompts import PromptBuilder
 from polaris_fast.rollout import Completion, RolloutRequest, SamplingParams
@@ -73,12 +74,16 @@ class Setting:
 class Rig:
     """Runs steps of one model under any setting."""
 
-    def __init__(self, rollouts: PacedRollouts | None = None) -> None:
+    def __init__(self, rollouts: Any = None, *, family: Family = "qwen3_5") -> None:
+        """
+        Args:
+            rollouts: a `RolloutEngine`; None: `PacedRollouts`. May be exchanged between steps.
+        """
         self.config = _config()
         self.rollouts = rollouts or PacedRollouts()
-        model = prepare_model(tiny_model("qwen3_5", vocab_size=VOCAB, seed=1))
+        self.model = prepare_model(tiny_model(family, vocab_size=VOCAB, seed=1))
         self._engine = SingleEngine(
-            model, self.config, self.config.loss_spec(), total_updates=10_000
+            self.model, self.config, self.config.loss_spec(), total_updates=10_000
         )
         texts = [record(n, i).story or "" for n in range(4) for i in range(GROUPS)]
         self._builder = PromptBuilder(build_tokenizer(texts, VOCAB), self.config)

@@ -1,30 +1,63 @@
 """Does the default run learn as well from batches written one step ahead? Five seeds, paired.
 
-    python -m benchmarks.staleness_learning [--seeds 0 1 2 3 4] [--jobs 2] [--keep]
+    python -m benchmarks.staleness_learning [--seeds 0 1 2 3 4] [--jobs 2] [--out DIR] [--keep]
+    python -m benchmarks.staleness_learning --out DIR --finished    # measure what there is
 
-Each seed runs twice, with `rollout.max_staleness` 0 and 1, all else equal: token-wise truncated
-importance sampling, and rollouts by `LaggingEngine`, whose weights are exactly one update older
-than the trainer's at staleness 1. The table has the mean reward of windows of the run, of the
-held-out prompts, and the paired difference over the seeds with its standard error.
+    default   rollouts by the weights that train
+    copy      rollouts by `LaggingEngine`, renewed before each step: the same run but for rounding,
+              so its distance from the default is what chance alone makes of a run
+    truncate  weights exactly one update old (`rollout.max_staleness` 1), token_truncate
+    mask      the same with token_mask, 1/2 to 2
+
+Runs lie in OUT/ARM/seed-N. Rewards are compared by the weights that drew the rows: step s + 1 of
+staleness 1 and step s of staleness 0 are drawn by the weights of as many updates. Differences are
+to the mean of a seed's runs at staleness 0, with 95 % intervals over the seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import statistics
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.learning import RESULTS
+from benchmarks.seeds import (
+    estimate,
+    is_finished,
+    read_evaluations,
+    read_steps,
+    run_in_process,
+)
 
-WINDOW, STALENESS = 15, (0, 1)
+LAST = 15  # steps whose mean is the end of a run
+SERVED = {"rollout.engine": "vllm", "is_correction": "token_truncate"}
+AHEAD = SERVED | {"rollout.max_staleness": "1"}
+ARMS: dict[str, dict[str, str]] = {
+    "default": {},
+    "copy": SERVED,
+    "truncate": AHEAD,
+    "mask": AHEAD | {"is_correction": "token_mask", "is_floor": "0.5"},
+}
+FRESH = ("default", "copy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run learnt, and how far its rows were from the weights that trained on them."""
+
+    curve: float  # mean reward
+    end: float  # of the last rows
+    held_out: float  # reward of the held-out prompts after the last step
+    mismatch_kl: float  # a token
+    limited: float  # share of tokens whose importance weight was limited
+
+
+Runs = Mapping[str, Mapping[int, Run]]  # by arm and seed
 
 
 def main() -> int:
@@ -33,112 +66,118 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--out", type=Path, default=Path("runs/staleness"))
     parser.add_argument("--keep", action="store_true", help="do not repeat runs that are finished")
-    parser.add_argument("--worker", nargs=3, metavar=("SEED", "STALENESS", "DIR"))
+    parser.add_argument("--finished", action="store_true", help="train nothing")
+    parser.add_argument("--worker", nargs=3, metavar=("ARM", "SEED", "DIR"), help=argparse.SUPPRESS)
     known = parser.parse_args()
     if known.worker:
         return train_one(*known.worker)
 
-    plan = [(seed, lag) for seed in known.seeds for lag in STALENESS]
-    with ThreadPoolExecutor(known.jobs) as pool:
-        runs = list(pool.map(lambda p: run_one(*p, known), plan))
+    plan = [(arm, seed) for seed in known.seeds for arm in ARMS]
+    if not known.finished:
+        with ThreadPoolExecutor(known.jobs) as pool:
+            list(pool.map(lambda p: run_one(*p, known), plan))
+    runs: dict[str, dict[int, Run]] = {arm: {} for arm in ARMS}
+    for arm, seed in plan:
+        if is_finished(folder := known.out / arm / f"seed-{seed}"):
+            runs[arm][seed] = measure(folder)
     text = table(runs)
     print("\n" + text)
-    (RESULTS / "staleness_learning.json").write_text(json.dumps(runs, indent=1) + "\n")
+    tree = {arm: {seed: asdict(run) for seed, run in of.items()} for arm, of in runs.items()}
+    (RESULTS / "staleness_learning.json").write_text(json.dumps(tree, indent=1) + "\n")
     (RESULTS / "staleness_learning.md").write_text(text + "\n")
     return 0
 
 
-def run_one(seed: int, lag: int, known: argparse.Namespace) -> dict[str, Any]:
-    """One run in a process of its own; its threads are what the jobs leave each."""
-    folder = known.out / f"seed-{seed}-staleness-{lag}"
-    if not (known.keep and _is_finished(folder)):
-        shutil.rmtree(folder, ignore_errors=True)  # never measure a mixture of two runs
-        command = [sys.executable, "-m", "benchmarks.staleness_learning"]
-        threads = max(1, (os.cpu_count() or 1) // known.jobs)
-        done = subprocess.run(
-            [*command, "--worker", str(seed), str(lag), str(folder)],
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode != 0:
-            raise SystemExit(f"{folder} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return measure(folder) | {"seed": seed, "max_staleness": lag}
+def run_one(arm: str, seed: int, known: argparse.Namespace) -> None:
+    """One run in a process of its own."""
+    folder = known.out / arm / f"seed-{seed}"
+    command = ["-m", "benchmarks.staleness_learning", "--worker", arm, str(seed), str(folder)]
+    run_in_process(command, folder, jobs=known.jobs, keep=known.keep)
 
 
-def train_one(seed: str, lag: str, folder: str) -> int:
+def train_one(arm: str, seed: str, folder: str) -> int:
     from benchmarks.lagging_engine import lagging_rollouts
     from polaris_fast.config_file import load_config
     from polaris_fast.trainer import run_training
 
-    keys = {
-        "seed": seed,
-        "output_dir": folder,
-        "progress": "false",
-        "report_to": "[]",
-        "rollout.engine": "vllm",
-        "rollout.max_staleness": lag,
-        "is_correction": "token_truncate",
-    }
+    keys = {"seed": seed, "output_dir": folder, "progress": "false", "report_to": "[]"}
     with lagging_rollouts():
-        return run_training(load_config(None, keys))
+        return run_training(load_config(None, keys | ARMS[arm]))
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    """Windows of the reward, held-out rewards, and how stale and how far off the tokens were."""
-    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
-    start, end = (json.loads((folder / f"eval-{n}.json").read_text()) for n in ("start", "end"))
+def measure(folder: Path) -> Run:
+    """Means of a finished run, over the rows that the weights of step 0 up to the last but one drew
+    (the last but two at staleness 1)."""
+    steps = read_steps(folder)
+    lag = int(max(line.get("staleness/max", 0) for line in steps))
+    drawn = steps[lag:] if lag else steps[:-1]
 
-    def mean(name: str, part: Sequence[dict[str, Any]]) -> float:
-        return statistics.fmean(line[name] for line in part)
+    def mean(name: str) -> float:
+        return statistics.fmean(line.get(name, 0.0) for line in steps)
 
-    return {
-        "curve": [mean("reward", steps[n : n + WINDOW]) for n in range(0, len(steps), WINDOW)],
-        "length_error": [mean("length/abs_log_ratio", p) for p in (steps[:5], steps[-5:])],
-        "held_out": [e["metrics"]["eval/reward"] for e in (start, end)],
-        "staleness": mean("staleness/mean", steps),
-        "mismatch_kl": mean("sampling/mismatch_kl", steps),
-        "clipped": mean("is_weight/high_mean", steps),
-        "wall_s": json.loads((folder / "summary.json").read_text())["wall_s"],
-    }
+    return Run(
+        curve=statistics.fmean(line["reward"] for line in drawn),
+        end=statistics.fmean(line["reward"] for line in drawn[-LAST:]),
+        held_out=read_evaluations(folder)[-1]["eval/reward"],
+        mismatch_kl=mean("sampling/mismatch_kl"),
+        limited=mean("is_weight/high_mean") + mean("is_weight/low_mean"),
+    )
 
 
-def table(runs: Sequence[dict[str, Any]]) -> str:
-    """A line a run, then the paired differences."""
-    steps = [f"reward, steps {1 + WINDOW * n}-{WINDOW * (n + 1)}" for n in (0, 3, 6, 9)]
-    head = ["seed", "staleness", *steps, "whole curve", "held-out reward", "mismatch KL", "capped"]
+MEASURES = {
+    "curve": "reward over the whole run",
+    "end": f"reward of the last {LAST} steps",
+    "held_out": "held-out reward at the end",
+}
+
+
+def table(runs: Runs) -> str:
+    """A line a run, then the differences."""
+    head = ["seed", "arm", *MEASURES.values(), "mismatch KL", "limited tokens"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for run in runs:
-        cells = [str(run["seed"]), f"{run['staleness']:.2f}"]
-        cells += [f"{run['curve'][n]:.2f}" for n in (0, 3, 6, 9)]
-        cells += [f"{statistics.fmean(run['curve']):.3f}"]
-        cells += ["{:.2f} -> {:.2f}".format(*run["held_out"])]
-        cells += [f"{run['mismatch_kl']:.1e}", f"{run['clipped']:.2%}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    measures = {
-        "reward over the whole curve": lambda run: statistics.fmean(run["curve"]),
-        f"reward of the last {WINDOW} steps": lambda run: run["curve"][-1],
-        "held-out reward at the end": lambda run: run["held_out"][1],
-    }
-    num_seeds = len({run["seed"] for run in runs})
-    lines += ["", f"Staleness 1 minus 0, mean over {num_seeds} seeds and its standard error:", ""]
-    for name, value in measures.items():
-        gaps = _paired([(run["seed"], run["max_staleness"], value(run)) for run in runs])
-        error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")
-        lines.append(f"- {name}: {statistics.fmean(gaps):+.3f} +- {error:.3f}")
+    for seed in sorted({seed for of in runs.values() for seed in of}):
+        for arm, of in runs.items():
+            if seed in of:
+                run = of[seed]
+                cells = [str(seed), arm, *(f"{getattr(run, name):.3f}" for name in MEASURES)]
+                cells += [f"{run.mismatch_kl:.1e}", f"{run.limited:.2%}"]
+                lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| difference | " + " | ".join(MEASURES.values()) + " | seeds |"]
+    lines.append("|" + " --- |" * (len(MEASURES) + 2))
+    for arm in ARMS:
+        if arm not in FRESH:
+            lines.append(_line(f"{arm} - staleness 0", _gaps(runs, arm)))
+    lines.append(_line("copy - default (chance)", _chance(runs)))
     return "\n".join(lines)
 
 
-def _paired(values: Sequence[tuple[int, int, float]]) -> list[float]:
-    by_run = {(seed, lag): value for seed, lag, value in values}
-    seeds = sorted({seed for seed, _, _ in values})
-    return [by_run[seed, 1] - by_run[seed, 0] for seed in seeds]
+Gaps = Mapping[str, Sequence[float]]  # by measure, one a seed
 
 
-def _is_finished(folder: Path) -> bool:
-    summary = folder / "summary.json"
-    return summary.is_file() and json.loads(summary.read_text())["status"] == "finished"
+def _gaps(runs: Runs, arm: str) -> Gaps:
+    def fresh(seed: int, name: str) -> float:
+        return statistics.fmean(getattr(runs[a][seed], name) for a in FRESH if seed in runs[a])
+
+    seeds = [s for s in runs[arm] if any(s in runs[a] for a in FRESH)]
+    return {n: [getattr(runs[arm][s], n) - fresh(s, n) for s in seeds] for n in MEASURES}
+
+
+def _chance(runs: Runs) -> Gaps:
+    default, copy = (runs[arm] for arm in FRESH)
+    seeds = [seed for seed in copy if seed in default]
+    return {n: [getattr(copy[s], n) - getattr(default[s], n) for s in seeds] for n in MEASURES}
+
+
+def _line(title: str, gaps: Gaps) -> str:
+    cells = []
+    for values in gaps.values():
+        if len(values) < 2:
+            cells.append(f"{values[0]:+.3f}" if values else "-")
+        else:
+            found = estimate(values)
+            cells.append(f"{found.mean:+.3f} +- {found.half:.3f}")
+    num_seeds = len(next(iter(gaps.values())))
+    return f"| {title} | " + " | ".join(cells) + f" | {num_seeds} |"
 
 
 if __name__ == "__main__":

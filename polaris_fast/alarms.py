@@ -1,10 +1,11 @@
 """Alarms for reward hacking, while there is still time to stop: see the recipe's signs.
 
-    repetition         self-repetition rose above its start
-    judge-addressed    stories speak to the judge
+    repetition         self-repetition rose above its start: copied paragraphs, loops
+    judge-addressed    stories speak to the judge, or fake the end of what it is to read
     reference overlap  stories quote the human story of their prompt
     group collapse     the rollouts of a group have become one story
-    falling length     stories shrink against their targets while the reward rises
+    metaphor piles     figures of speech are far denser than at the start
+    falling length     stories shrink against their targets while reward or quality hold
 
 An alarm sounds when a sign has been there for `alarms.patience` steps in a row, and again only
 after it was gone. All of it is a function of the metrics so far, so a resumed run goes on alike.
@@ -82,18 +83,29 @@ def _group_collapse(now: Metrics, start: Sequence[Metrics], config: AlarmConfig)
     return _share(now, key, limit, "of two rollouts' 4-grams are the same")
 
 
+def _metaphor_piles(now: Metrics, start: Sequence[Metrics], config: AlarmConfig) -> str | None:
+    key = "signs/figurative_density"
+    value, before = now.get(key), _mean(start, key)
+    if value is None or before is None or value - before <= config.max_figurative_rise:
+        return None
+    return f"{value:.1f} figures of speech per 1,000 words, at the start {before:.1f}"
+
+
 def _falling_length(now: Metrics, start: Sequence[Metrics], config: AlarmConfig) -> str | None:
     ratio, before = now.get("length/ratio"), _mean(start, "length/ratio")
-    reward, reward_before = now.get("reward"), _mean(start, "reward")
-    if ratio is None or before is None or reward is None or reward_before is None:
+    if ratio is None or before is None:
         return None
     # Stories that were too long shrink towards the target: that is learning.
-    if ratio >= min(before, 1.0) * config.min_length_share or reward <= reward_before:
+    if ratio >= min(before, 1.0) * config.min_length_share:
         return None
-    return (
-        f"words per word asked for fell from {before:.2f} to {ratio:.2f} while the reward rose "
-        f"from {reward_before:.2f} to {reward:.2f}"
-    )
+    for key, name in (("reward", "reward"), ("reward/quality", "quality")):
+        value, value_before = now.get(key), _mean(start, key)
+        if value is not None and value_before is not None and value >= value_before:
+            return (
+                f"words per word asked for fell from {before:.2f} to {ratio:.2f} while the {name} "
+                f"went from {value_before:.2f} to {value:.2f}"
+            )
+    return None
 
 
 _SIGNS: dict[str, Sign] = {
@@ -101,6 +113,7 @@ _SIGNS: dict[str, Sign] = {
     "judge-addressed text": _judge_addressed,
     "reference overlap": _reference_overlap,
     "group collapse": _group_collapse,
+    "metaphor piles": _metaphor_piles,
     "falling length": _falling_length,
 }
 

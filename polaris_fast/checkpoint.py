@@ -71,11 +71,17 @@ def save_checkpoint(
             "some space or give another output_dir, then go on with resume_from_checkpoint "
             "(earlier checkpoints are intact)"
         ) from error
-    if keep is not None:
-        for old in list_checkpoints(output_dir)[:-keep]:
-            if old.name != f"checkpoint-{spared}":
-                shutil.rmtree(old)
+    drop_old_checkpoints(output_dir, keep=keep, spared=spared)
     return final
+
+
+def drop_old_checkpoints(run_dir: Path, *, keep: int | None, spared: int = -1) -> None:
+    """Leave the newest `keep` and the one of step `spared`; all, where `keep` is None."""
+    if keep is None:
+        return
+    for old in list_checkpoints(run_dir)[:-keep]:
+        if old.name != f"checkpoint-{spared}":
+            shutil.rmtree(old)
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:

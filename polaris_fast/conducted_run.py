@@ -45,8 +45,8 @@ class ConductedRun(ABC):
         self, config: Config, view: Progress, flag: StopFlag, conductor: Conductor
     ) -> None:
         self.config, self.view, self.flag, self.conductor = config, view, flag, conductor
-        check_engine(config)
         self.device = choose_device(config, conductor.world)
+        check_engine(config, self.device, conductor.world)
         self.status, self.reason = "running", ""
 
     def run(self) -> str:

@@ -58,9 +58,12 @@ def load_records(config: DataConfig) -> list[StoryRecord]:
     if not records:
         raise UserError(f"data.path: {where} holds no records; give JSONL, parquet or text files")
     if not kept:
+        targets = sorted(r.target_word_count for r in records)
         raise UserError(
-            f"data.path: none of the {len(records)} records of {where} has a target between "
-            f"data.min_target_words and data.max_target_words; widen them"
+            f"data.path: none of the {len(records)} records of {where}, of {targets[0]} to "
+            f"{targets[-1]} words, lies between data.min_target_words "
+            f"({config.min_target_words}) and data.max_target_words ({config.max_target_words}); "
+            "widen them"
         )
     double = [uid for uid, n in Counter(r.uid for r in kept).items() if n > 1]
     if double:

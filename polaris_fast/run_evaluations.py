@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .best import is_best, mark_best
+from .checkpoint import drop_old_checkpoints
 from .config import Config
 from .evaluate import known_metrics, write_evaluation
 from .types import UserError
@@ -66,6 +67,8 @@ class RunEvaluations:
         if is_best(self.run_dir, value, metric, greater_is_better=self.config.greater_is_better):
             self._save()
             mark_best(self.run_dir, step, metric, value)
+            # the one that was best until now has lost its place
+            drop_old_checkpoints(self.run_dir, keep=self.config.save_total_limit, spared=step)
             text += ", the best so far"
         self._note(text)
 

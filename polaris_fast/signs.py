@@ -1,4 +1,4 @@
-"""Numbers of a step's stories that show a reward being gamed: copied references, one story for all.
+"""Numbers of a step's stories that show a reward being gamed: copies, one story for all, images.
 
 They cost no judge: hashed n-grams, tens of milliseconds for a story of 12,000 words.
 """
@@ -11,6 +11,7 @@ from itertools import combinations
 
 import numpy as np
 
+from .evaluate.figurative import figurative_density
 from .evaluate.overlap import ReferenceIndex
 from .text_stats import ngrams, tokenize
 from .types import Group, RowKind
@@ -23,18 +24,21 @@ def story_signs(groups: Sequence[Group]) -> dict[str, float]:
         signs/reference_overlap: share of a story's 8-grams that its prompt's human story has.
         signs/group_similarity: Jaccard similarity of the 4-grams of two stories of one group;
             1 means that all rollouts of a group are one story.
+        signs/figurative_density: figures of speech per 1,000 words.
     """
-    overlaps, similarities = [], []
+    overlaps, similarities, figures = [], [], []
     for group in groups:
         stories = [row.story for row in group.rows if row.kind is RowKind.POLICY and row.story]
         if group.record.story is not None:
             reference = ReferenceIndex([group.record.story])
             overlaps += [reference.share(story) for story in stories]
+        figures += [figurative_density(story) for story in stories]
         grams = [_grams(story) for story in stories]
         similarities += [_jaccard(a, b) for a, b in combinations(grams, 2)]
     found = {
         "signs/reference_overlap": overlaps,
         "signs/group_similarity": similarities,
+        "signs/figurative_density": figures,
     }
     return {name: statistics.fmean(values) for name, values in found.items() if values}
 

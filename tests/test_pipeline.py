@@ -201,6 +201,7 @@ def stop_after(step: int) -> Any:
     [
         ({"rollout__engine": "hf"}, "rollout.engine hf writes with the weights that train"),
         ({"zero_spread_resample_rounds": 1}, "set zero_spread_resample_rounds (1) to 0"),
+        ({"eval_steps": 2}, "cannot write held-out stories in between; set eval_steps (2) to 0"),
         ({"is_correction": "none"}, "rows of older weights need a correction"),
         ({"is_correction": "sequence_truncate"}, "set it to geometric_truncate"),
         (

@@ -228,6 +228,20 @@ def test_signs_of_reward_hacking_are_told(tmp_path: Path) -> None:
     assert "25 % of the last stories were cut off" in told
 
 
+def test_alarms_that_sounded_are_told_with_their_step(tmp_path: Path) -> None:
+    run = build_run_folder(tmp_path / "run", steps=20, story_steps=(), evals=False)
+    piles = lambda row: {**row, "signs/figurative_density": 9.0 if row["step"] > 12 else 2.0}
+    edit_lines(run / "metrics.jsonl", piles)
+    told = [notice.text for notice in notices(read_run(run))]
+    assert (
+        "Alarm at step 17: metaphor piles: 9.0 figures of speech per 1,000 words, at the start "
+        "2.0, for 5 steps now."
+    ) in told
+    config = run / "config.yaml"
+    config.write_text(config.read_text() + "alarms: {action: 'off'}\n")
+    assert not any("Alarm" in notice.text for notice in notices(read_run(run)))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_short_runs_have_a_report(tmp_path: Path, steps: int) -> None:
     run = build_run_folder(tmp_path / "run", steps=steps, kl=False, evals=False, status=None)

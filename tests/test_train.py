@@ -180,7 +180,7 @@ def test_a_folder_of_text_files_is_enough_data(tmp_path: Path) -> None:
         {"hri__fixed_reward": 1.0},
         {"loss_type": "gspo", "num_iterations": 2},
         {"deterministic": "false"},
-        {"dtype": "bfloat16"},
+        {"dtype": "bfloat16", "gradient_checkpointing": "selective"},
         {"gradient_checkpointing": "true"},
         {"zero_spread_resample_rounds": 1, "reward__function": "tests.user_rewards:constant"},
     ],

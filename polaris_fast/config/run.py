@@ -38,14 +38,20 @@ class Config(Section):
     """Parameter and activation type."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU when there is one."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in backward."""
+    gradient_checkpointing: Literal[False, True, "selective"] = False
+    """Recompute activations in backward: all but each layer's input (true), or all but the results
+    of matrix products and attention (`selective`)."""
     offload_activations: bool = False
-    """What checkpointing keeps, each layer's input, waits for backward in CPU memory."""
+    """What whole checkpointing keeps, each layer's input, waits for backward in CPU memory."""
     mlp_tile_tokens: int = Field(0, ge=0)
     """Tokens that an MLP takes at a time, its wide activations made again in backward; 0: all."""
+    liger_kernels: bool = False
+    """Norms, MLP gates and (Qwen3, Llama) rotary embedding by Liger's kernels; GPUs only."""
     logits_dtype: Literal["fp32", "bf16"] = "fp32"
     """Rounding of the logits, to match the rollout engine's."""
+    logits_chunk_mib: int | None = Field(None, ge=1)
+    """Logits that exist at a time, in MiB; null: twice the head's weight gradient in fp32, at least
+    256, at most what the head itself chooses (512 on a CPU, 2,048 on a GPU)."""
 
     # run
     output_dir: str | None = None
@@ -83,6 +89,8 @@ class Config(Section):
     """How often groups without spread are replaced by new prompts within a step."""
 
     # optimizer
+    optim: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
+    """AdamW by torch, or by bitsandbytes with both moments in 8 bits."""
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate of AdamW."""
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
@@ -203,11 +211,24 @@ class Config(Section):
                 f"must hold the longest row, max_prompt_length + max_completion_length = {longest};"
                 " raise it or lower one of them"
             )
-        if self.offload_activations and not self.gradient_checkpointing:
+        if self.offload_activations and self.gradient_checkpointing is not True:
             raise ValueError(
-                "offload_activations moves what checkpointing keeps, but gradient_checkpointing is "
-                "false; set it to true, or offload_activations to false"
+                "offload_activations moves what whole checkpointing keeps, but "
+                f"gradient_checkpointing is {self.gradient_checkpointing}; set it to true, or "
+                "offload_activations to false"
             )
+        if self.mlp_tile_tokens and self.gradient_checkpointing == "selective":
+            raise ValueError(
+                f"mlp_tile_tokens ({self.mlp_tile_tokens}) makes an MLP's products again, which "
+                "gradient_checkpointing selective keeps; set mlp_tile_tokens to 0, or "
+                "gradient_checkpointing to true"
+            )
+        if self.liger_kernels and self.device == "cpu":
+            raise ValueError(
+                "liger_kernels: Liger's kernels run on GPUs, but device is cpu; set liger_kernels "
+                "to false, or device to auto or cuda"
+            )
+        self._check_optimizer()
         if self.max_steps == 0:
             raise ValueError("max_steps must be -1 or at least 1, got 0")
         if self.judge.canary_steps and self.reward.function is not None:
@@ -225,6 +246,22 @@ class Config(Section):
         self._check_staleness()
         self._check_loss()
         return self
+
+    def _check_optimizer(self) -> None:
+        if self.optim != "adamw_8bit":
+            return
+        if self.engine.kind == "deepspeed":
+            raise ValueError(
+                "optim (adamw_8bit): DeepSpeed cuts the optimizer's state into shards of fp32; set "
+                "optim to adamw_torch (with engine.offload_optimizer for the same end), or "
+                "engine.kind to replicated"
+            )
+        if self.engine.offload_optimizer:
+            raise ValueError(
+                "optim (adamw_8bit) makes the moments small where they are, "
+                "engine.offload_optimizer moves them away; set optim to adamw_torch, or "
+                "engine.offload_optimizer to false"
+            )
 
     def _check_staleness(self) -> None:
         stale = f"rollout.max_staleness ({self.rollout.max_staleness})"

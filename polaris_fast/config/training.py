@@ -25,6 +25,11 @@ class PackingConfig(Section):
 
     max_tokens_per_microbatch: int = Field(16384, ge=16)
     """Token budget of one forward/backward."""
+    attention: Literal["auto", "flash_attn", "torch_varlen", "grouped_sdpa"] = "auto"
+    """Kernel of full attention; auto: of those that are right on this GPU, the fastest by a timing
+    at start-up."""
+    delta_net: Literal["auto", "fla", "triton", "torch"] = "auto"
+    """Kernel of gated-delta-net layers, likewise; `triton` is the project's own."""
 
 
 class EngineConfig(Section):
@@ -35,7 +40,8 @@ class EngineConfig(Section):
     zero_stage: Literal[1, 2, 3] = 2
     """What DeepSpeed shards: optimizer state, also gradients (2), also weights (3)."""
     offload_optimizer: bool = False
-    """DeepSpeed keeps the optimizer's state in CPU memory."""
+    """fp32 weights, gradient sums and moments are kept, and the update is made, in CPU memory; with
+    kind replicated by one process on a GPU only."""
     offload_param: bool = False
     """DeepSpeed keeps the weights in CPU memory (ZeRO-3 only)."""
     deepspeed_config: str | None = None
@@ -43,6 +49,11 @@ class EngineConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.offload_param and self.kind != "deepspeed":
+            raise ValueError(
+                f"offload_param needs kind deepspeed, got {self.kind}; set kind to deepspeed and "
+                "zero_stage to 3, or offload_param to false"
+            )
         if self.offload_param and self.zero_stage != 3:
             raise ValueError(
                 f"offload_param needs zero_stage 3, got {self.zero_stage}; set zero_stage to 3 or "
@@ -76,13 +87,15 @@ class AlarmConfig(Section):
     max_repetition_rise: float = Field(0.1, ge=0)
     """Rise of self-repetition above its start."""
     max_injection: float = Field(0.05, ge=0, le=1)
-    """Share of stories with text for the judge."""
+    """Share of stories with text for the judge, or an end mark of their own."""
     max_reference_overlap: float = Field(0.05, ge=0, le=1)
     """Share of a story's 8-grams that its prompt's human story has."""
     max_group_similarity: float = Field(0.5, ge=0, le=1)
     """Shared 4-grams of two rollouts of one group, Jaccard."""
+    max_figurative_rise: float = Field(5.0, ge=0)
+    """Rise of figures of speech per 1,000 words above their start."""
     min_length_share: float = Field(0.7, gt=0, le=1)
-    """Smallest share of the starting length ratio that a rising reward may be won with."""
+    """Smallest share of the starting length ratio while reward or quality do not fall."""
 
 
 class ProfileConfig(Section):

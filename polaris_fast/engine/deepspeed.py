@@ -141,7 +141,8 @@ class DeepSpeedEngine:
         else:
             state = whole_state(self.model)
         if is_first:
-            save_model(self.model, self.adapters, state, folder)
+            base = self.config.model_name_or_path
+            save_model(self.model, self.adapters, state, folder, base)
         self.engine.save_checkpoint(
             str(folder / _STATE),
             tag="shards",

@@ -1,4 +1,4 @@
-"""AdamW by torch and the learning-rate schedule by transformers, the same under every engine."""
+"""AdamW by torch or bitsandbytes, and the learning-rate schedule by transformers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,52 @@ from torch import nn
 from transformers import get_scheduler
 
 from ..config import Config
+from ..types import UserError
 
 
-def adamw(parameters: Iterable[nn.Parameter], config: Config) -> torch.optim.AdamW:
-    """The run's optimizer over the given (fp32) parameters."""
-    return torch.optim.AdamW(
-        parameters,
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
+def make_optimizer(parameters: Iterable[nn.Parameter], config: Config) -> torch.optim.Optimizer:
+    """The configured optimizer over the given (fp32) parameters.
+
+    Raises:
+        UserError: `optim` asks for a package that is not installed.
+    """
+    if config.optim == "adamw_torch":
+        masters = list(parameters)
+        # on a CPU torch's default passes over each parameter once an operation, this once in all
+        on_cpu = all(master.device.type == "cpu" for master in masters)
+        return adamw(masters, config, fused=on_cpu or None)
+    optimizer: torch.optim.Optimizer = import_bitsandbytes().optim.AdamW8bit(
+        parameters, **_settings(config)
     )
+    return optimizer
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter], config: Config, *, fused: bool | None = None
+) -> torch.optim.AdamW:
+    """torch's AdamW with the run's settings over the given (fp32) parameters."""
+    return torch.optim.AdamW(parameters, fused=fused, **_settings(config))
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    return {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+        "weight_decay": config.weight_decay,
+    }
+
+
+def import_bitsandbytes() -> Any:
+    """The package; UserError names `optim` when it is not there."""
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise UserError(
+            f"optim: 'adamw_8bit' needs the bitsandbytes package ({error}); install it with "
+            "`pip install polaris-fast[8bit]`, or set optim to adamw_torch"
+        ) from error
+    return bitsandbytes
 
 
 def learning_rate_schedule(optimizer: Any, config: Config, total_updates: int) -> Any:

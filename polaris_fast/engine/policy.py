@@ -18,8 +18,9 @@ from torch import nn
 from polaris_kernels import GRPOLossOutput, LossRows, LossSpec
 
 from ..config import Config
+from ..model.carried import find_base, save_carried
 from ..model.lora import Adapters
-from ..model.memory import kept_activations
+from ..model.memory import kept_activations, logits_chunk_bytes
 from ..model.packed import packed_hidden_states
 from ..packing import PackedBatch
 
@@ -41,8 +42,7 @@ class Policy(nn.Module):
             targets=batch.targets,
             rows=rows,
             spec=self.spec,
-            temperature=self.config.temperature,
-            logits_dtype=self.config.logits_dtype,
+            **head_options(self.model, self.config),
         )
         return out
 
@@ -68,22 +68,41 @@ def reference_logps(
         logps: torch.Tensor = reference.lm_head.logps(
             hidden,
             targets=batch.targets,
-            temperature=config.temperature,
-            logits_dtype=config.logits_dtype,
+            **head_options(reference, config),
         ).logps
         return logps
 
 
+def head_options(model: Any, config: Config) -> dict[str, Any]:
+    """The run's settings as the fused head's keywords."""
+    head = model.lm_head
+    return {
+        "temperature": config.temperature,
+        "logits_dtype": config.logits_dtype,
+        "chunk_bytes": logits_chunk_bytes(
+            config, head.in_features, head.out_features, model.device.type
+        ),
+    }
+
+
 def save_model(
-    model: Any, adapters: Adapters | None, state: Mapping[str, torch.Tensor], folder: Path
+    model: Any,
+    adapters: Adapters | None,
+    state: Mapping[str, torch.Tensor],
+    folder: Path,
+    base_path: str | None = None,
 ) -> None:
     """Write a folder for `from_pretrained`: merged weights, and the adapters beside them.
 
     Args:
         state: whole tensors of the model's state dict.
+        base_path: the checkpoint that training began from, whose other weights are carried along.
     """
-    if adapters is None:
-        model.save_pretrained(folder, state_dict=dict(state))
-        return
-    model.save_pretrained(folder, state_dict=adapters.merged(state))
-    adapters.save(folder, state)
+    merged = dict(state) if adapters is None else adapters.merged(state)
+    assert adapters is not None or merged.keys() >= model.state_dict().keys()  # else the base's
+    if (base := find_base(merged, model.config, base_path)) is not None:
+        save_carried(model, base, merged, folder)
+    else:
+        model.save_pretrained(folder, state_dict=merged)
+    if adapters is not None:
+        adapters.save(folder, state)

@@ -1,4 +1,4 @@
-"""One process, one device: AdamW by torch, schedule by transformers."""
+"""One process, one device, and CPU memory where the optimizer is to be there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..packing import PackedBatch
 from .base import UpdateResult
 from .guard import UpdateGuard
 from .masters import MasterWeights
-from .optimizer import adamw, advance, learning_rate_schedule, restore_schedule
+from .optimizer import advance, learning_rate_schedule, make_optimizer, restore_schedule
 from .policy import Policy, reference_logps, save_model
 
 
@@ -45,8 +45,11 @@ class SingleEngine:
         self.model, self.config, self.spec = model, config, spec
         self.reference, self.adapters = reference, adapters
         model.train()  # gradient checkpointing looks at it
-        self.weights = MasterWeights(p for p in model.parameters() if p.requires_grad)
-        self.optimizer = adamw(self.weights.masters, config)
+        self.weights = MasterWeights(
+            (p for p in model.parameters() if p.requires_grad),
+            device=torch.device("cpu") if config.engine.offload_optimizer else None,
+        )
+        self.optimizer = make_optimizer(self.weights.masters, config)
         self.scheduler = learning_rate_schedule(self.optimizer, config, total_updates)
         self.policy = Policy(model, config, spec)
         self.guard = UpdateGuard(config.guard)
@@ -94,7 +97,8 @@ class SingleEngine:
         return nullcontext()
 
     def save(self, folder: Path) -> None:
-        save_model(self.model, self.adapters, whole_state(self.model), folder)
+        base = self.config.model_name_or_path
+        save_model(self.model, self.adapters, whole_state(self.model), folder, base)
         masters = {
             str(i): master.detach()
             for i, (parameter, master) in enumerate(self.weights.pairs)

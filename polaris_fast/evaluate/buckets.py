@@ -66,7 +66,7 @@ def choose_buckets(targets: Sequence[int], edges: Sequence[int] | None = None) -
         return Buckets(PAPER_EDGES)
     lengths = sorted(set(targets))
     if len(lengths) <= FEW_LENGTHS:
-        return Buckets((*lengths, lengths[-1] + 1))
+        return Buckets(tuple(sorted({edge for n in lengths for edge in (n, n + 1)})))
     ordered = sorted(targets)
     thirds = [ordered[len(ordered) * i // 3] for i in range(3)]
     return Buckets(tuple(sorted({*thirds, ordered[-1]})))

@@ -58,7 +58,7 @@ TEXT = (
     Measure("distinct_2", "Distinct-2", 1),
     Measure("distinct_3", "Distinct-3", 1),
     Measure("slop", "Slop per 1,000 words", -1, 1),
-    Measure("figurative", "Comparisons per 1,000 words", 0, 1),
+    Measure("figurative", "Figures of speech per 1,000 words", 0, 1),
     Measure("judge_addressed", "Speaks to the judge", -1, 1, True),
     Measure("train_overlap", "8-grams of training stories", -1, 1, True),
     Measure("empty", "Empty", -1, 0, True),

@@ -14,10 +14,9 @@ from .measures import LENGTH, MEASURES, QUALITY, TEXT
 from .plots import Chart, colour_of, draw_charts
 from .results import write_whole
 from .summary import Measured
-from .table import interval_text, value_text
+from .table import BY_BUCKET, interval_text, value_text
 
 PAGE_FILE, PLOTS = "evaluation.html", "plots"
-TABLES = ("quality", "length_ratio", "abs_log_ratio", "within_20", "s_l")
 HEADLINES = ("quality", "abs_log_ratio", "within_20", "s_l")
 LEGEND_PT = 15.0  # below a chart in a file of its own
 OPENING_WORDS = 120  # of a story that are shown before the fold
@@ -49,7 +48,7 @@ def write_page(
             style=Markup(style + (HERE / "page.css").read_text(encoding="utf-8")),
             charts=charts,
             colours={m["name"]: colour_of(i) for i, m in enumerate(result["models"])},
-            by_bucket=[MEASURES[key] for key in TABLES if _known(result, key)],
+            by_bucket=[MEASURES[key] for key in BY_BUCKET if _known(result, key)],
             groups=[("Scores", QUALITY), ("Length", LENGTH), ("Text", TEXT)],
             known=lambda key: _known(result, key),
             pairs=_pick_stories(result, measured),

@@ -13,6 +13,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from ..config import Config
+from ..model.load import is_multimodal, read_config
 from ..rollout import Completion, RolloutRequest, SamplingParams
 from ..rollout.vllm.client import VLLMClient
 from ..rollout.vllm.errors import ServerError, Unreachable
@@ -120,6 +121,7 @@ def serve_model(
     Raises:
         ServerError: vLLM is not installed, or a server does not start.
     """
-    with Fleet(config, path, log_dir=log_dir, backend=backend) as fleet:
+    text_only = config.rollout.vllm.launch and is_multimodal(read_config(path))
+    with Fleet(config, path, log_dir=log_dir, backend=backend, text_only=text_only) as fleet:
         fleet.wait_ready(check_stop)
         yield ServedModel(config, fleet)

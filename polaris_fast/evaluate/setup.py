@@ -67,7 +67,7 @@ def prepare(options: Options) -> Setup:
     _check_engine(config, models)
     _check_judge_key(options, config)
     records, training, held_out = _records(options, config)
-    notes = _data_notes(options, training, held_out=held_out)
+    notes = _data_notes(options, records, training, held_out=held_out)
     config = config.model_copy(update={"data": with_thinking(config.data, [*training, *records])})
     tasks = make_tasks(
         records,
@@ -166,8 +166,21 @@ def _records(options: Options, config: Config) -> tuple[list[StoryRecord], list[
     return records, training, bool(held_out)
 
 
-def _data_notes(options: Options, training: Sequence[StoryRecord], *, held_out: bool) -> list[str]:
+def _data_notes(
+    options: Options,
+    records: Sequence[StoryRecord],
+    training: Sequence[StoryRecord],
+    *,
+    held_out: bool,
+) -> list[str]:
     notes = []
+    known = {key for record in training for key in (record.uid, record.prompt)}
+    seen = sum(record.uid in known or record.prompt in known for record in records)
+    if options.data is not None and seen:
+        notes.append(
+            f"{seen} of the {len(records)} prompts of {options.data} are training prompts: what "
+            "was learned by heart counts as a gain; name others with --data"
+        )
     if options.data is None and not held_out:
         notes.append(
             "no held-out prompts in the run's data: the training prompts are evaluated; name "
@@ -206,7 +219,7 @@ def _bucket_notes(buckets: Buckets, tasks: Sequence[Task]) -> list[str]:
     if len(prompts[few]) >= ENOUGH_PROMPTS:
         return []
     return [
-        f"the bucket {few} holds {len(prompts[few])} prompts: intervals of so few are rough and "
+        f"prompts in the bucket {few}: {len(prompts[few])}; intervals of so few are rough and "
         "mostly too narrow; give more prompts, or wider --buckets"
     ]
 

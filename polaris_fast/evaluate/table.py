@@ -13,7 +13,7 @@ from rich.text import Text
 
 from .measures import LENGTH, MEASURES, QUALITY, TEXT, Measure
 
-BY_BUCKET = ("abs_log_ratio", "within_20", "s_l")
+BY_BUCKET = ("quality", "length_ratio", "abs_log_ratio", "within_20", "s_l", "s")
 NOTHING = "-"
 
 
@@ -25,11 +25,10 @@ def print_result(result: dict[str, Any], console: Console) -> None:
 
 def tables(result: dict[str, Any]) -> list[RenderableType]:
     """The tables in order, each under its title."""
-    found: list[RenderableType] = []
-    if any("quality" in model["measures"] for model in result["models"]):
-        found.append(bucket_table(result, MEASURES["quality"]))
-    found.append(bucket_table(result, MEASURES["length_ratio"]))
-    found += [bucket_table(result, MEASURES[key]) for key in BY_BUCKET]
+    known = {key for model in result["models"] for key in model["measures"]}
+    found: list[RenderableType] = [
+        bucket_table(result, MEASURES[key]) for key in BY_BUCKET if key in known
+    ]
     for title, measures in (("Scores", QUALITY), ("Length", LENGTH), ("Text", TEXT)):
         found.append(measure_table(result, title, measures))
     if result["pairwise"]:
@@ -102,15 +101,16 @@ def pairwise_table(pairwise: dict[str, Any]) -> RenderableType:
         table.add_row(name, interval_text(rating, elo))
     lines = [
         f" {p['a']} against {p['b']}: won {p['won']}, tied {p['tied']}, lost "
-        f"{p['matches'] - p['won'] - p['tied']}; {p['share']:.0%} of the points"
+        f"{p['matches'] - p['won'] - p['tied']}; {100 * p['share']:.0f} % of the points"
         for p in pairwise["pairs"]
     ]
     if "consistent" in pairwise:
         lines.append(
-            f" the judge's pick stood in both orders in {pairwise['consistent']:.0%} of the pairs; "
-            f"it took the first place in {pairwise['first_place']:.0%} of its decided calls"
+            f" the judge's pick stood in both orders in {100 * pairwise['consistent']:.0f} % of "
+            f"the pairs; it took the first place in {100 * pairwise['first_place']:.0f} % of its "
+            "decided calls"
         )
-    return Group(table, *[Text(line, style="dim") for line in lines])
+    return Group(table, *[Text(line, style="dim") for line in lines], Text(""))
 
 
 def memory_table(memorisation: dict[str, Any]) -> RenderableType:
@@ -122,8 +122,8 @@ def memory_table(memorisation: dict[str, Any]) -> RenderableType:
         table.add_row(
             name,
             str(found["stories"]),
-            f"{found['extracted']:.0%}",
-            f"{found['verbatim_share']:.1%}",
+            f"{100 * found['extracted']:.0f} %",
+            f"{100 * found['verbatim_share']:.1f} %",
             str(found["longest_max"]),
             f"{found['longest_mean']:.1f}",
             f"{found['exact_mean']:.1f}",

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from polaris_fast.model.kernel_choice import chosen
 from polaris_fast.model.layout import PackedLayout
 from polaris_fast.model.regroup import collect, spread
 
@@ -38,10 +39,18 @@ def register_attention() -> str:
 
 
 def attention_backend(device: torch.device, dtype: torch.dtype) -> AttentionBackend:
-    """Which kernel packed rows run on: FlashAttention needs CUDA and 16-bit floats."""
+    """Which kernel packed rows run on: the run's choice, else the first that is installed."""
+    if (name := chosen("attention")) is not None and device.type == "cuda":
+        return name  # type: ignore[return-value]
+    return attention_backends(device, dtype)[0]
+
+
+def attention_backends(device: torch.device, dtype: torch.dtype) -> tuple[AttentionBackend, ...]:
+    """Those there are, in order of preference; FlashAttention needs CUDA and 16-bit floats."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
-        return "grouped_sdpa"
-    return "flash_attn" if find_spec("flash_attn") else "torch_varlen"
+        return ("grouped_sdpa",)
+    flash: tuple[AttentionBackend, ...] = ("flash_attn",) if find_spec("flash_attn") else ()
+    return (*flash, "torch_varlen", "grouped_sdpa")
 
 
 def packed_attention(
@@ -68,6 +77,8 @@ def packed_attention(
     Returns:
         (B, T, H, d) and None for the weights.
     """
+    if packed_layout is None and query.shape[2] == 1 and not torch.is_grad_enabled():
+        return _one_token_attention(query, key, value, attention_mask, scaling), None
     if packed_layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -89,6 +100,27 @@ def packed_attention(
     return out.unsqueeze(0), None
 
 
+def _one_token_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    """One query token a row against its cache; transformers would copy the cache for each group.
+
+    The query heads of a key head stand below each other as if they were tokens: they see the same.
+
+    Args:
+        query: (B, H, 1, d)
+        key, value: (B, Hkv, L, d)
+        mask: (B, 1, 1, L) bool or added to the scores; None: all are seen.
+        scale: factor on the scores, 1 / sqrt(d) if None.
+    Returns:
+        (B, 1, H, d)
+    """
+    rows, num_heads, _, _ = query.shape
+    grouped = query.view(rows, key.shape[1], num_heads // key.shape[1], -1)
+    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
+    return out.reshape(rows, 1, num_heads, -1)
+
+
 def varlen_attention(
     q: Tensor,
     k: Tensor,
@@ -98,6 +130,7 @@ def varlen_attention(
     scale: float | None = None,
     dropout: float = 0.0,
     window: int | None = None,
+    backend: AttentionBackend | None = None,
 ) -> Tensor:
     """Causal attention inside each row.
 
@@ -106,12 +139,13 @@ def varlen_attention(
         k, v: (T, Hkv, d), H a multiple of Hkv.
         scale: factor on the scores, 1 / sqrt(d) if None.
         window: tokens a token may see, itself included; None for all before it.
+        backend: None for `attention_backend`'s.
     Returns:
         (T, H, d)
     """
     if window is not None and window >= layout.max_seqlen:
         window = None
-    backend = attention_backend(q.device, q.dtype)
+    backend = backend or attention_backend(q.device, q.dtype)
     if backend == "grouped_sdpa":
         return _grouped_sdpa(q, k, v, layout, scale, dropout, window)
     lengths = (layout.cu_seqlens, layout.cu_seqlens, layout.max_seqlen, layout.max_seqlen)

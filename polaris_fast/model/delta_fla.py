@@ -4,8 +4,8 @@ Shapes: T packed tokens, H key heads, G value heads per key head, K key head dim
 
 flash-linear-attention's backward has been wrong on Hopper with some versions of Triton (its issues
 640 and 983, Triton 3.4 to 3.7.0) without a message. So before its first use on a device, forward
-and all five gradients of a few short rows are held to the plain torch rule in fp32; a device that
-fails keeps the torch rule, which the log says.
+and all five gradients of a few short rows are held to the plain torch rule in fp32; where they
+fail, other kernels run, which the log says.
 """
 
 from __future__ import annotations
@@ -64,18 +64,23 @@ def fla_conv() -> Any:
 @cache
 def fla_is_right(device: torch.device) -> bool:
     """Whether fla's kernels pass the probe on this device; asked once, and logged when not."""
+    return rule_is_right("fla", fla_gated_delta_rule, device)
+
+
+def rule_is_right(name: str, rule: Rule, device: torch.device) -> bool:
+    """Whether a rule passes the probe on this device; logged by name when not."""
     try:
-        errors = probe(fla_gated_delta_rule, device)
+        errors = probe(rule, device)
     except Exception as error:
         # a missing symbol, a compiler that refuses, a launch that fails: any of them
-        log.warning("fla fails on %s, delta-net layers run on torch: %s", device, error)
+        log.warning("%s fails on %s, delta-net layers run without it: %s", name, device, error)
         return False
-    wrong = [f"{name} {error:.1e}" for name, error in errors.items() if not error <= TOLERANCE]
+    wrong = [f"{part} {error:.1e}" for part, error in errors.items() if not error <= TOLERANCE]
     if wrong:
         log.warning(
-            "fla is wrong on %s (relative error of %s; at most %.0e is rounding), delta-net layers "
-            "run on torch: other versions of Triton or flash-linear-attention may cure it",
-            device, ", ".join(wrong), TOLERANCE,
+            "%s is wrong on %s (relative error of %s; at most %.0e is rounding), delta-net layers "
+            "run without it: another version of Triton may cure it",
+            name, device, ", ".join(wrong), TOLERANCE,
         )  # fmt: skip
     return not wrong
 

@@ -21,20 +21,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polaris_fast.model.conv import packed_causal_conv
-from polaris_fast.model.delta_fla import fla_conv, fla_gated_delta_rule, fla_is_right
+from polaris_fast.model.delta_fla import Rule, fla_conv, fla_gated_delta_rule, fla_is_right
 from polaris_fast.model.delta_rule import gated_delta_step, packed_gated_delta_rule
+from polaris_fast.model.delta_triton import triton_gated_delta_rule, triton_is_right
+from polaris_fast.model.kernel_choice import chosen
 from polaris_fast.model.layout import PackedLayout
 
 # Layers with the parameters and the arithmetic of Qwen3.5; the parity probe holds them to it.
 HOOKED_CLASSES = ("Qwen3_5GatedDeltaNet", "Qwen3_5MoeGatedDeltaNet")
 
-DeltaBackend = Literal["fla", "torch"]
+DeltaBackend = Literal["fla", "triton", "torch"]
 
 
 def delta_backend(device: torch.device) -> DeltaBackend:
-    """Which kernels packed rows run on: fla's on CUDA when installed and right, else torch."""
-    usable = device.type == "cuda" and find_spec("fla") and fla_is_right(device)
-    return "fla" if usable else "torch"
+    """Which kernels packed rows run on. On CUDA the run's choice, else the first that is right of
+    fla's, the project's own in Triton, and plain torch; elsewhere plain torch."""
+    if device.type != "cuda":
+        return "torch"
+    if (name := chosen("delta_net")) is not None:
+        return name  # type: ignore[return-value]
+    return right_delta_backends(device)[0]
+
+
+def right_delta_backends(device: torch.device) -> tuple[DeltaBackend, ...]:
+    """Those that pass the probe on a CUDA device, in order of preference; torch is the last."""
+    found: list[DeltaBackend] = []
+    if find_spec("fla") and fla_is_right(device):
+        found.append("fla")
+    if find_spec("triton") and triton_is_right(device):
+        found.append("triton")
+    return (*found, "torch")
+
+
+def delta_rule(name: DeltaBackend) -> Rule:
+    """The rule called `name`."""
+    return {
+        "fla": fla_gated_delta_rule,
+        "triton": triton_gated_delta_rule,
+        "torch": packed_gated_delta_rule,
+    }[name]
 
 
 def hook_delta_net(model: nn.Module) -> int:
@@ -121,10 +146,7 @@ class PackedDeltaNet(nn.Module):
         """(T, D) -> (T, D), every row from a zero state and zeros before its first token."""
         q, k, v = self._heads(F.silu(self.conv1d(self.in_proj_qkv(x), layout)))
         g, beta = self._gates(x)
-        if delta_backend(x.device) == "fla":
-            out = fla_gated_delta_rule(q, k, v, g, beta, layout)
-        else:
-            out = packed_gated_delta_rule(q, k, v, g, beta, layout)
+        out = delta_rule(delta_backend(x.device))(q, k, v, g, beta, layout)
         return self._output(x, out)
 
     def _can_step(self, x: Tensor, cache_params: Any) -> bool:

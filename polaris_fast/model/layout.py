@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polaris_kernels.gated_delta import RowChunks
+
 # Attention rows share a padded rectangle while the shortest is at least this share of the longest:
 # a score matrix then wastes under half of its entries.
 GROUP_FILL = 0.75
@@ -160,6 +162,11 @@ class PackedLayout:
             filled = offset < (counts[row] - step * size)[:, None]
             self._chunks[size] = ChunkPlan(size, tuple(active), tokens, filled, self.device)
         return self._chunks[size]
+
+    @cached_property
+    def row_chunks(self) -> RowChunks:
+        """The same for the Triton kernels of the delta rule, in buffer order."""
+        return RowChunks.from_lengths(self.lengths, self.device)
 
     def gapped(self, gap: int) -> Regroup:
         """The buffer with `gap` zero rows in front of every row: shifts cannot cross rows."""

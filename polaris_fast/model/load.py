@@ -24,8 +24,8 @@ def load_causal_lm(
 ) -> PreTrainedModel:
     """The causal LM of a folder or hub id, with packed forward and fused head installed.
 
-    Of a checkpoint with vision (Qwen3.5) the text model is loaded. What `save_pretrained` writes
-    afterwards loads anywhere: no parameter is renamed, tied weights stay tied.
+    Of a checkpoint with vision (Qwen3.5) the text model is loaded; `carried` saves it whole again.
+    What `save_pretrained` writes loads anywhere: no parameter is renamed, tied weights stay tied.
 
     Args:
         path: folder with config.json and weights, or a hub id such as "Qwen/Qwen3.5-9B".
@@ -120,6 +120,11 @@ def read_config(path: str) -> PreTrainedConfig:
             f"model_name_or_path: cannot read the config of {path!r} "
             f"({_first_line(error)}); {remedy}"
         ) from error
+
+
+def is_multimodal(config: PreTrainedConfig) -> bool:
+    """Whether a config describes more than a text model, such as Qwen3.5's with vision."""
+    return config.get_text_config() is not config
 
 
 def _make_saveable(model: PreTrainedModel) -> None:

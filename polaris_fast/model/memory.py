@@ -3,7 +3,7 @@
 Results and gradients stay what they are: the same operations run on the same numbers, some of them
 twice (checkpointing), on fewer tokens at a time (tiles), or after a trip to CPU memory.
 
-T packed tokens . D hidden.
+T packed tokens . D hidden . V vocab.
 """
 
 from __future__ import annotations
@@ -15,10 +15,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from polaris_kernels.problem import CHUNK_BYTES_CPU, CHUNK_BYTES_GPU
 
 from ..config import Config
 from ..types import UserError
+
+# Linear layers, and attention by every kernel that `model.attention` may end in. The delta rule's
+# small products inside its chunks (bmm) are made again.
+_KEPT_OPERATORS = frozenset(
+    {
+        "aten::mm",
+        "aten::addmm",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention",
+        "aten::_scaled_dot_product_efficient_attention",
+        "aten::_scaled_dot_product_cudnn_attention",
+        "flash_attn::_flash_attn_varlen_forward",
+        "torch_attn::_varlen_attn",
+    }
+)
+_LEAST_CHUNK = 256 * 2**20  # bytes; half of it costs the head of 248,320 x 64 a quarter more time
 
 
 def install_memory_savers(model: Any, config: Config) -> None:
@@ -28,9 +50,21 @@ def install_memory_savers(model: Any, config: Config) -> None:
         UserError: `mlp_tile_tokens` is set and the model's layers have no `mlp` of one input.
     """
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        options: dict[str, Any] = {"use_reentrant": False}
+        if config.gradient_checkpointing == "selective":
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
+        model.gradient_checkpointing_enable(options)
     if config.mlp_tile_tokens:
         _tile_mlps(model, config.mlp_tile_tokens)
+
+
+def _keep_products(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Whether an operation's result is kept: those that cost FLOPs, not those that move memory."""
+    return (
+        CheckpointPolicy.MUST_SAVE
+        if op.name() in _KEPT_OPERATORS
+        else CheckpointPolicy.PREFER_RECOMPUTE
+    )
 
 
 def kept_activations(config: Config, device: torch.device) -> AbstractContextManager[Any]:
@@ -41,6 +75,18 @@ def kept_activations(config: Config, device: torch.device) -> AbstractContextMan
     if not config.offload_activations:
         return nullcontext()
     return torch.autograd.graph.save_on_cpu(pin_memory=device.type == "cuda")
+
+
+def logits_chunk_bytes(config: Config, hidden_size: int, vocab_size: int, device_type: str) -> int:
+    """Bytes of logits that the head makes at a time.
+
+    Every chunk reads and writes the whole (V, D) sum of weight gradients once: chunks of twice its
+    size spend less on that than on their own logits, and a small head needs no larger ones.
+    """
+    if config.logits_chunk_mib is not None:
+        return config.logits_chunk_mib * 2**20
+    most = CHUNK_BYTES_CPU if device_type == "cpu" else CHUNK_BYTES_GPU
+    return min(most, max(_LEAST_CHUNK, 2 * hidden_size * vocab_size * 4))
 
 
 def _tile_mlps(model: Any, num_tokens: int) -> None:

@@ -90,7 +90,7 @@ def micro_batch_bytes(
         [SimpleNamespace(prompt_ids=[0] * p, completion_ids=[0] * c) for p, c in rows], "meta"
     )
     known = [*model.parameters(), *model.buffers()]
-    with standing_in(device):
+    with standing_in(device, liger=config.liger_kernels):
         if device == "cpu":  # the layout's index plans live on the host and are not torch's
             with torch.no_grad():
                 packed_hidden_states(model, batch)

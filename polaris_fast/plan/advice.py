@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from ..config import Config
+from ..model.layer_kernels import family_of
+from ..types import UserError
 from .hardware import Machine
 from .memory import MemoryPlan, memory_plan
 from .shapes import ModelShape
@@ -58,7 +61,7 @@ def _plan_of_length(config: Config, shape: ModelShape, machine: Machine, length:
 def advise(config: Config, shape: ModelShape, machine: Machine, now: MemoryPlan) -> list[Advice]:
     """Each change on its own, largest saving first; those that save nothing are left out."""
     found = []
-    for settings, note in _changes(config, machine):
+    for settings, note in _changes(config, shape, machine):
         changed = with_settings(config, settings)
         plan = memory_plan(changed, shape, machine)
         saving = now.total - plan.total
@@ -81,7 +84,7 @@ def smallest_remedy(
         return settings, memory_plan(with_settings(config, settings), shape, machine)
 
     chosen: list[dict[str, Any]] = []
-    for change, _ in _changes(config, machine):
+    for change, _ in _changes(config, shape, machine):
         chosen.append(change)
         if plan_with(chosen)[1].fits:
             break
@@ -107,7 +110,9 @@ def with_settings(config: Config, settings: dict[str, Any]) -> Config:
     return config
 
 
-def _changes(config: Config, machine: Machine) -> Iterator[tuple[dict[str, Any], str]]:
+def _changes(
+    config: Config, shape: ModelShape, machine: Machine
+) -> Iterator[tuple[dict[str, Any], str]]:
     """Switches that are off, cheapest in time first."""
     row = config.max_prompt_length + (config.max_completion_length or 0)
     if row < config.packing.max_tokens_per_microbatch:
@@ -115,11 +120,15 @@ def _changes(config: Config, machine: Machine) -> Iterator[tuple[dict[str, Any],
             {"packing.max_tokens_per_microbatch": row},
             "the longest row needs no more; more and smaller micro-batches",
         )
-    if not config.gradient_checkpointing:
+    whole = config.gradient_checkpointing is True
+    if not config.gradient_checkpointing and not config.mlp_tile_tokens:
+        yield {"gradient_checkpointing": "selective"}, "norms and activations once more in backward"
+    if not whole:
         yield {"gradient_checkpointing": True}, "one more forward in backward"
     elif not config.offload_activations and machine.device == "cuda":
         yield {"offload_activations": True}, "layers' inputs travel to CPU memory and back"
-    if not config.mlp_tile_tokens and config.packing.max_tokens_per_microbatch > 4 * _TILE:
+    tileable = config.gradient_checkpointing != "selective" and not config.mlp_tile_tokens
+    if tileable and config.packing.max_tokens_per_microbatch > 4 * _TILE:
         yield {"mlp_tile_tokens": _TILE}, "MLPs run in tiles, once more in backward"
     if config.dtype == "float32":
         yield {"dtype": "bfloat16"}, "fp32 masters stay"
@@ -129,6 +138,8 @@ def _changes(config: Config, machine: Machine) -> Iterator[tuple[dict[str, Any],
             "less cache; more waves of writing",
         )
     if machine.device == "cuda":
+        yield from _layer_kernels(config, shape)
+        yield from _optimizers(config, machine.count)
         yield from _shardings(config, machine.count)
     if config.lora.r == 0:
         yield (
@@ -137,10 +148,34 @@ def _changes(config: Config, machine: Machine) -> Iterator[tuple[dict[str, Any],
         )
 
 
+def _layer_kernels(config: Config, shape: ModelShape) -> Iterator[tuple[dict[str, Any], str]]:
+    try:
+        family_of(shape.config)
+    except UserError:
+        return
+    if not config.liger_kernels and find_spec("liger_kernel") is not None:
+        yield {"liger_kernels": True}, "none known; needs the package liger-kernel"
+
+
+def _optimizers(config: Config, num_ranks: int) -> Iterator[tuple[dict[str, Any], str]]:
+    """What makes the optimizer's state small, or moves it away, without shards."""
+    if config.engine.kind == "deepspeed" or config.lora.r > 0 or config.engine.offload_optimizer:
+        return
+    if config.optim == "adamw_torch":
+        yield {"optim": "adamw_8bit"}, "rounded moments; needs the package bitsandbytes"
+        if num_ranks == 1:
+            yield (
+                {"engine.offload_optimizer": True},
+                "gradients and optimizer in CPU memory: slow micro-batches, a slow update",
+            )
+
+
 def _shardings(config: Config, num_ranks: int) -> Iterator[tuple[dict[str, Any], str]]:
     sharded = config.engine.kind == "deepspeed"
     stage = config.engine.zero_stage if sharded else 0
-    kind = {} if sharded else {"engine.kind": "deepspeed"}
+    kind: dict[str, Any] = {} if sharded else {"engine.kind": "deepspeed"}
+    if config.optim == "adamw_8bit":  # which DeepSpeed cannot cut
+        kind["optim"] = "adamw_torch"
     if stage < 2 and num_ranks > 1:
         yield kind | {"engine.zero_stage": 2}, "gradients and optimizer state in shards"
     if stage < 3 and num_ranks > 1 and config.rollout.engine == "hf":
@@ -148,7 +183,7 @@ def _shardings(config: Config, num_ranks: int) -> Iterator[tuple[dict[str, Any],
             kind | {"engine.zero_stage": 3},
             "weights in shards too; gathered for every micro-batch",
         )
-    if not (stage and config.engine.offload_optimizer) and config.lora.r == 0:
+    if (sharded or num_ranks > 1) and not config.engine.offload_optimizer and config.lora.r == 0:
         yield kind | {"engine.offload_optimizer": True}, "optimizer in CPU memory: a slow update"
     if stage == 3 and not config.engine.offload_param:
         yield {"engine.offload_param": True}, "weights in CPU memory: slow micro-batches"

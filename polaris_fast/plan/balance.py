@@ -50,7 +50,7 @@ def simulate(
     num_slots = tokens = 0
     for groups in steps:
         own_busy = own_span = 0.0
-        for slots in _rounds(groups, token_budget, num_ranks, cost, policy):
+        for slots in rounds_of_step(groups, token_budget, num_ranks, cost, policy):
             costs = [sum(map(cost, slot)) for slot in slots]
             own_busy += sum(costs)
             own_span += max(costs)
@@ -68,10 +68,15 @@ def simulate(
     )
 
 
-def _rounds(
-    groups: Groups, budget: int, num_ranks: int, cost: RowCost, policy: Policy
+def rounds_of_step(
+    groups: Groups, budget: int, num_ranks: int, cost: RowCost, policy: Policy = "as run"
 ) -> Iterator[Round]:
-    """The rounds of a step in the order they run."""
+    """The rounds of a step in the order they run.
+
+    Args:
+        groups: tokens of each row of each group, groups in the order they become ready.
+        budget: tokens of a micro-batch.
+    """
     waiting: list[int] = []
     for group in groups:
         waiting += group

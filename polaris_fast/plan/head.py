@@ -9,7 +9,9 @@ from typing import Literal
 import torch
 
 from polaris_kernels.backends import native_library
-from polaris_kernels.problem import CHUNK_BYTES_CPU, CHUNK_BYTES_GPU, HeadProblem, make_problem
+from polaris_kernels.backends.native_gemm import PIECE_ELEMENTS, Gemms
+from polaris_kernels.backends.native_tiles import takes_tiles, tile_bytes
+from polaris_kernels.problem import HeadProblem, make_problem
 
 from .kernels import Device
 
@@ -35,6 +37,7 @@ def head_bytes(
     dtype: torch.dtype,
     logits_dtype: Literal["fp32", "bf16"],
     device: Device,
+    chunk_bytes: int,
     frozen: bool = False,
 ) -> HeadBytes:
     """Chunk of the Triton backend on a GPU, of the native one on a CPU.
@@ -42,6 +45,7 @@ def head_bytes(
     Args:
         num_targets: completion tokens of the micro-batch.
         dtype: of the model.
+        chunk_bytes: budget of the logits that exist at a time.
         frozen: the head's weight gets no gradient.
     """
     problem = make_problem(
@@ -53,20 +57,26 @@ def head_bytes(
         softcap=None,
         logit_scale=1.0,
         logits_dtype=logits_dtype,
-        chunk_bytes=CHUNK_BYTES_CPU if device == "cpu" else CHUNK_BYTES_GPU,
+        chunk_bytes=chunk_bytes,
         caller="plan",
         compute_dtype=dtype,
     )
     rounds = device == "cuda" and problem.rounds_logits and dtype == torch.bfloat16
     itemsize = 2 if rounds else problem.acc_dtype.itemsize
+    tile = _tile_bytes(problem) if device == "cpu" else None
+    if tile is not None:
+        return HeadBytes(0, workspace=tile, weight_gradient=dtype, num_chunks=1)
     count = _num_chunks(problem, itemsize, device)
     rows = -(-num_targets // max(count, 1))
     logits = rows * vocab_size * itemsize
     # one chunk alone is rounded piece by piece on the CPU, and no wide dW exists
     narrow = device == "cpu" and count <= 1
+    piece = 0
+    if narrow and not frozen and dtype != problem.acc_dtype:
+        piece = min(vocab_size * hidden_size, PIECE_ELEMENTS) * problem.acc_dtype.itemsize
     return HeadBytes(
         logits=logits if device == "cuda" else 0,
-        workspace=0 if device == "cuda" else logits + _kept_panels(dtype, frozen),
+        workspace=0 if device == "cuda" else logits + _kept(dtype, piece),
         weight_gradient=dtype if narrow else problem.acc_dtype,
         num_chunks=count,
     )
@@ -81,8 +91,20 @@ def _num_chunks(problem: HeadProblem, itemsize: int, device: Device) -> int:
     return -(-problem.num_tokens // rows)
 
 
-def _kept_panels(dtype: torch.dtype, frozen: bool) -> int:
-    if native_library.PATH.exists() and native_library.NativeLibrary().has_gemm(dtype):
-        # bf16 weight gradients are rounded piece by piece: a piece takes a buffer of its own
-        return _PANEL_BYTES * (2 if dtype == torch.bfloat16 and not frozen else 1)
-    return 0
+def _tile_bytes(problem: HeadProblem) -> int | None:
+    """Buffers of the native backend where it goes by vocabulary tiles; None where it does not."""
+    if not native_library.PATH.exists():
+        return None
+    gemms = Gemms(native_library.NativeLibrary(), problem)
+    if not takes_tiles(gemms):
+        return None
+    logits, rows = tile_bytes(gemms)
+    return logits + _kept(problem.weight.dtype, rows)
+
+
+def _kept(dtype: torch.dtype, piece: int) -> int:
+    """Panels of the compiled product, and a buffer for a piece of dW, which panels had before."""
+    if not native_library.PATH.exists():
+        return 0
+    panels = _PANEL_BYTES if native_library.NativeLibrary().has_gemm(dtype) else 0
+    return panels + (max(piece, panels) if piece else 0)

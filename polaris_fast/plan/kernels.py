@@ -17,6 +17,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import torch
+import torch.nn.attention.varlen  # registers its operator
 from torch import Tensor
 
 from ..model import attention, delta_net
@@ -28,11 +29,17 @@ _FLA_CHUNK = 64  # tokens between two states that fla's chunked delta rule keeps
 
 
 @contextmanager
-def standing_in(device: Device) -> Iterator[None]:
-    """Inside the block, meta tensors go through what the device's kernels would allocate."""
+def standing_in(device: Device, *, liger: bool = False) -> Iterator[None]:
+    """Inside the block, meta tensors go through what the device's kernels would allocate.
+
+    Args:
+        liger: Liger's kernels are in the layers.
+    """
     with ExitStack() as stack:
         for module, name, replacement in _REPLACED[device]:
             stack.enter_context(mock.patch.object(module, name, replacement))
+        for target, replacement in _LIGER.items() if liger else ():
+            stack.enter_context(mock.patch(target, replacement))
         yield
 
 
@@ -49,8 +56,10 @@ class _FlashAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        lse = q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+        bounds = q.new_empty(2, dtype=torch.int32)
+        tokens = q.shape[0]
+        # torch's own operator has shapes; selective checkpointing knows it by its name
+        out, lse, _ = torch.ops.torch_attn._varlen_attn(q, k, v, bounds, bounds, tokens, tokens)
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 
@@ -141,6 +150,42 @@ def _fla_delta_rule(
     out: Tensor = _DeltaRule.apply(*(x.contiguous() for x in (q, k, v, g, beta)))
     return out
 
+
+class _LigerNorm(torch.autograd.Function):
+    """Liger's RMS norm: saves its input as it came and a factor a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, *settings: Any) -> Tensor:
+        factors = x.new_empty(x.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(x, weight, factors)
+        ctx.in_place, ctx.num_settings = settings[3], len(settings)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _, weight, _ = ctx.saved_tensors
+        dx = grad if ctx.in_place else torch.empty_like(grad)
+        return dx, torch.empty_like(weight), *[None] * ctx.num_settings
+
+
+class _LigerGate(torch.autograd.Function):
+    """Liger's silu(a) b: saves both, and writes their gradients over them."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, *settings: Any) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.num_settings = len(settings)
+        return torch.empty_like(a)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *ctx.saved_tensors, *[None] * ctx.num_settings
+
+
+_LIGER = {
+    "liger_kernel.transformers.rms_norm.LigerRMSNormFunction": _LigerNorm,
+    "liger_kernel.transformers.swiglu.LigerSiLUMulFunction": _LigerGate,
+}
 
 _REPLACED: dict[Device, tuple[tuple[Any, str, Any], ...]] = {
     "cpu": ((attention, "F", SimpleNamespace(scaled_dot_product_attention=_cpu_attention)),),

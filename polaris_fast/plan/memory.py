@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ..config import Config
+from ..model.layer_kernels import check_layer_kernels
+from ..model.memory import logits_chunk_bytes
 from .activations import MicroBatchBytes, micro_batch_bytes
 from .generation import generation_bytes
 from .hardware import GIB, Machine
@@ -85,16 +87,21 @@ def memory_plan(
         config: with `max_completion_length` resolved.
         machine: the ranks' part, see `servers.training_part`.
         rows: (prompt, completion) tokens of the largest micro-batch; None: one row that fills it.
+
+    Raises:
+        UserError: a switch cannot be had on that machine or in that model.
     """
-    dtype = getattr(torch, config.dtype)
+    if config.liger_kernels:
+        check_layer_kernels(torch.device(machine.device))
     rows = tuple(rows or [_longest_row(config)])
+    sizes = shape.config.hidden_size, shape.config.vocab_size
     head = head_bytes(
         sum(completion for _, completion in rows),
-        shape.config.hidden_size,
-        shape.config.vocab_size,
-        dtype=dtype,
+        *sizes,
+        dtype=getattr(torch, config.dtype),
         logits_dtype=config.logits_dtype,
         device=machine.device,
+        chunk_bytes=logits_chunk_bytes(config, *sizes, machine.device),
         frozen=config.lora.r > 0,
     )
     micro_batch = micro_batch_bytes(

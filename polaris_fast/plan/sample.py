@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..config import Config
+from ..model.layer_kernels import install_layer_kernels
 from ..model.lora import Adapters
 from ..model.memory import install_memory_savers
 from ..model.packed import install_packing
@@ -41,6 +42,8 @@ def sample_model(shape: ModelShape, run: Config) -> Any:
         config.layer_types = kinds
     model = meta_model(config, getattr(torch, run.dtype))
     install_packing(model)
+    if run.liger_kernels:
+        install_layer_kernels(model, rope=False)  # which is shared by all models, and as large
     if lora.r > 0:
         with torch.device("meta"):
             Adapters(model, lora)

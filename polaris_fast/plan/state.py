@@ -19,6 +19,7 @@ _REDUCE_BUCKET = 500_000_000
 _LIVE_PARAMETERS = 1_000_000_000
 _PREFETCH_BUCKET = 50_000_000
 _SUB_GROUP = 1_000_000_000
+_BLOCK = 256  # elements that share a scale in the 8-bit moments of bitsandbytes
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,18 @@ def engine_bytes(
         host=weights * num_ranks,  # every rank reads the model into CPU memory first
     )
     if config.engine.kind == "replicated":
-        return whole
+        return _replicated(config, whole, trained)
     return _zero(config, whole, shape, trained, item, num_ranks, device)
+
+
+def _replicated(config: Config, whole: EngineBytes, trained: Trained) -> EngineBytes:
+    if config.engine.offload_optimizer:
+        host = whole.host + 4 * trained.elements * _FP32  # masters, moments, gradients
+        return whole.scaled(masters=0, moments=0, gradients=0, update=0, host=host)
+    if config.optim == "adamw_8bit":
+        moments = 2 * (trained.elements + trained.elements * _FP32 // _BLOCK)
+        return whole.scaled(moments=moments, update=0)
+    return whole
 
 
 def _adam_temporaries(elements: int, largest: int, device: Device) -> int:

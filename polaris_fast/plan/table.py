@@ -19,9 +19,9 @@ VALIDATED = (
     "one process on a CPU, against torch's allocator (tests/plan, within 10 %)."
 )
 ASSUMED_MEMORY = (
-    "Assumed: what FlashAttention and fla save on a GPU (read in their sources), DeepSpeed's "
-    "buffers (two CPU ranks, scaled), generation's working tensors, CUDA context and NCCL, "
-    f"{FRAGMENTATION:.0%} for fragmentation."
+    "Assumed: what FlashAttention, fla and Liger save on a GPU (read in their sources), "
+    "DeepSpeed's buffers (two CPU ranks, scaled), generation's working tensors, CUDA context and "
+    f"NCCL, {FRAGMENTATION:.0%} for fragmentation."
 )
 ASSUMED_TIME = (
     "Assumed: every second and token count below memory, from the data sheet's rates and these "
@@ -90,10 +90,13 @@ def _head(plan: Plan) -> str:
     kind: str = engine.kind
     if kind == "deepspeed":
         kind += f" ZeRO-{engine.zero_stage}"
-        kind += " + offloaded optimizer" if engine.offload_optimizer else ""
         kind += " + offloaded weights" if engine.offload_param else ""
+    kind += " + offloaded optimizer" if engine.offload_optimizer else ""
+    kind += " + 8-bit moments" if config.optim == "adamw_8bit" else ""
+    kind += " + Liger's kernels" if config.liger_kernels else ""
     kind += f", LoRA of rank {config.lora.r}" if config.lora.r else ""
-    checkpointing = "on" if config.gradient_checkpointing else "off"
+    words: dict[bool | str, str] = {True: "on", False: "off"}
+    checkpointing = words.get(config.gradient_checkpointing, config.gradient_checkpointing)
     ranks = f" ({plan.num_ranks} train)" if plan.num_ranks < plan.machine.count else ""
     return (
         f"{shape.name}: {shape.num_parameters / 1e9:.3f} B parameters ({shape.source})\n"

@@ -23,6 +23,7 @@ from .shapes import ModelShape
 _FLA_CHUNK = 64
 # AdamW, per parameter: gradient, master and two moments read, the last three and a half weight
 # written, and the norm's own read.
+_SUM_BYTES = 2 + 2 * 4  # a 16-bit gradient read, its fp32 sum read and written
 _OPTIMIZER_BYTES = 4 * 4 + 3 * 4 + 2 + 4
 
 
@@ -70,7 +71,7 @@ def step_time(
         np.mean([_generation_seconds(config, shape, machine, s, assumed, servers) for s in steps])
     )
     updates = config.num_iterations
-    optimizer = updates * _optimizer_seconds(config, trained, machine, assumed)
+    optimizer = updates * _optimizer_seconds(config, trained, machine, balance, assumed)
     sync = updates * _sync_seconds(config, shape, trained, machine, balance, assumed)
     # Judging runs beside generation; the last group's answer comes one latency after its last row,
     # while the other groups train.
@@ -115,9 +116,10 @@ def _training_seconds(
     assumed: Assumptions,
 ) -> float:
     """One pass over a step's rows: the costliest rank's forward and backward."""
-    # forward, gradients of activations, of weights unless they are frozen, and forward again
+    # forward, gradients of activations, of weights unless they are frozen, and forward again, which
+    # selective checkpointing spares but for what has few FLOPs
     is_frozen = config.lora.r > 0
-    passes = 2 + (not is_frozen) + config.gradient_checkpointing
+    passes = 2 + (not is_frozen) + (config.gradient_checkpointing is True)
     reference = 1 if config.beta > 0 else 0
     head = 2.0 * shape.head_parameters * completion_tokens / machine.count
     # the balance counts the head's forward in every row; its own passes are counted apart
@@ -165,11 +167,14 @@ def _generation_seconds(
 
 
 def _optimizer_seconds(
-    config: Config, trained: Trained, machine: Machine, assumed: Assumptions
+    config: Config, trained: Trained, machine: Machine, balance: Balance, assumed: Assumptions
 ) -> float:
     share = trained.elements / (machine.count if _zero_stage(config) else 1)
-    if config.engine.kind == "deepspeed" and config.engine.offload_optimizer:
-        return share * _OPTIMIZER_BYTES / (assumed.host_bandwidth_gb * 1e9)
+    if config.engine.offload_optimizer:
+        moved = share * _OPTIMIZER_BYTES
+        if config.engine.kind == "replicated":  # which sums gradients there too
+            moved += share * _SUM_BYTES * balance.slots_per_step
+        return moved / (assumed.host_bandwidth_gb * 1e9)
     return share * _OPTIMIZER_BYTES / (machine.memory_bandwidth * assumed.bandwidth_share)
 
 

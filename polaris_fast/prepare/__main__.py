@@ -53,10 +53,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _last_lines(settings: Settings, summary: Summary) -> Sequence[str]:
+    from .summary import counted
+
     train = len(summary.lines) - summary.num_test
     lines = [
         f"{train:,} stories to train on, {summary.num_test:,} to test with, from "
-        f"{summary.num_files:,} files in {summary.seconds:.1f} s: {settings.out}/"
+        f"{counted(summary.num_files, 'file')} in {summary.seconds:.1f} s: {settings.out}/"
     ]
     if counts := summary.drop_counts():
         lines.append("left out: " + ", ".join(f"{n:,} {kind}" for kind, n in counts.items()))

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .settings import Settings
-from .summary import Summary
+from .summary import Summary, counted
 
 MAX_ROWS = 200  # of a list; the rest is counted
 LIBRARIES = ("polaris-fast", "lxml", "markdown-it-py", "ftfy", "datasketch", "pyarrow")
@@ -36,7 +36,7 @@ def _head(settings: Settings, summary: Summary) -> Iterable[str]:
     yield ""
     yield (
         f"{len(summary.lines):,} stories, {words:,} words, {len(authors):,} named authors, from "
-        f"{summary.num_files:,} files: `train.{settings.format}` holds "
+        f"{counted(summary.num_files, 'file')}: `train.{settings.format}` holds "
         f"{len(summary.lines) - summary.num_test:,}"
         + (f", `test.{settings.format}` {summary.num_test:,}." if summary.num_test else ".")
     )
@@ -129,9 +129,9 @@ def _split(settings: Settings, summary: Summary) -> Iterable[str]:
     yield ""
     ties = " and ".join(settings.split_by) or "nothing but texts in common"
     yield (
-        f"By {ties}: {split.num_components:,} components, the largest with {split.largest:,} "
-        "stories; each is whole on one side, chosen by hash. Stories that share a tenth of the "
-        "shorter one's word 5-grams are tied, too."
+        f"By {ties}: {counted(split.num_components, 'component')}, the largest with "
+        f"{split.largest:,} stories; each is whole on one side, chosen by hash. Stories that share "
+        "a tenth of the shorter one's word 5-grams are tied, too."
     )
     if split.problem:
         yield ""

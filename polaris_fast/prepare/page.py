@@ -15,7 +15,7 @@ from .. import report
 from ..report.svg import COLOURS, HEIGHT_IN, WIDTH_IN, page_style, to_svg
 from .bins import ALL_BINS
 from .settings import Settings
-from .summary import Summary
+from .summary import Summary, counted
 
 HERE = Path(__file__).parent
 MAX_DROPS, MAX_DUPLICATES, MAX_SOURCES = 60, 40, 40
@@ -124,7 +124,7 @@ def _facts(summary: Summary) -> Sequence[str]:
         f"{len(summary.lines):,} stories",
         f"{words:,} words",
         f"{len(authors):,} authors",
-        f"{summary.num_files:,} files",
+        counted(summary.num_files, "file"),
         f"{summary.seconds:.1f} s",
     ]
     if summary.spent is not None and summary.spent.price_known:

@@ -107,8 +107,8 @@ def _read(
 def _nothing_left(summary: Summary) -> str:
     counts = ", ".join(f"{n} {kind}" for kind, n in summary.drop_counts().items())
     return (
-        f"SOURCE: no story is left of {summary.num_files} files ({counts or 'no text'}); check "
-        "--min-words and --max-words, or try --one-story-per-file"
+        f"SOURCE: no story is left; files read: {summary.num_files}, left out: "
+        f"{counts or 'nothing'}; check --min-words and --max-words, or try --one-story-per-file"
     )
 
 

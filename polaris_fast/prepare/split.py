@@ -117,7 +117,7 @@ def _problem(
     if not got:
         return (
             f"no test split: {largest} of {total} stories are tied by {tied} and cannot be "
-            f"divided without a leak ({len(groups)} components in all); {remedy}"
+            f"divided without a leak (components in all: {len(groups)}); {remedy}"
         )
     short = ", ".join(f"{n} of {wanted[name]} in {name}" for name, n in missing.items())
     return f"the test split is short of {short}: components by {tied} are kept whole; {remedy}"

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 SAMPLES = 6
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `1,250 files`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A kept story without its text."""

@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 
 from ..config import Config
 from ..engine import Engine, ReplicatedEngine, SingleEngine
-from ..model.load import load_causal_lm, quiet_transformers
+from ..engine.optimizer import import_bitsandbytes
+from ..model.carried import find_base
+from ..model.kernel_choice import Kind
+from ..model.layer_kernels import check_layer_kernels, family_of, install_layer_kernels
+from ..model.load import is_multimodal, load_causal_lm, quiet_transformers, read_config
 from ..model.lora import Adapters, import_peft, whole_state
+from ..model.measured_kernels import Shapes, check_asked, measure_kernels, use_kernels
 from ..model.memory import install_memory_savers
+from ..model.naming import checkpoint_names
 from ..model.parity import check_packing
 from ..rollout import RolloutEngine
 from ..rollout.hf import HFEngine
@@ -77,7 +84,14 @@ def _start_servers(orders: Orders, world: World) -> Fleet:
     own = None
     if config.rollout.vllm.placement == "colocated":
         own = (world.rank, device.index or 0)
-    return Fleet(config, orders.model_path, log_dir=Path(orders.run_dir), backend=backend, own=own)
+    return Fleet(
+        config,
+        orders.model_path,
+        log_dir=Path(orders.run_dir),
+        backend=backend,
+        text_only=is_multimodal(read_config(orders.model_path)),
+        own=own,
+    )
 
 
 def _load_parts(orders: Orders, world: World, fleet: Fleet | None) -> Parts:
@@ -86,13 +100,22 @@ def _load_parts(orders: Orders, world: World, fleet: Fleet | None) -> Parts:
     device = choose_device(config, world)
     dtype = _DTYPES[config.dtype]
     torch.manual_seed(config.seed)
+    if config.liger_kernels:
+        family_of(read_config(orders.model_path))
     model: Any = load_causal_lm(orders.model_path, dtype=dtype, device=device)
+    if config.liger_kernels:
+        install_layer_kernels(model)
+    # says now what could not be saved later
+    find_base(model.state_dict(), model.config, config.model_name_or_path)
+    _choose_kernels(config, world, model, device, dtype)
     check_packing(model)
     adapters = Adapters(model, config.lora) if config.lora.r > 0 else None
     reference: Any = None
     if orders.reference_path is not None:
         reference = load_causal_lm(orders.reference_path, dtype=dtype, device=device)
         reference.requires_grad_(False)
+        if config.liger_kernels:
+            install_layer_kernels(reference)
     install_memory_savers(model, config)
     engine = _engine_kind(config, world)(
         model,
@@ -108,6 +131,26 @@ def _load_parts(orders: Orders, world: World, fleet: Fleet | None) -> Parts:
     return Parts(model, engine, SlotTrainer(engine, config), rollouts)
 
 
+def _choose_kernels(
+    config: Config, world: World, model: Any, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Every rank runs on what the first one has measured, so that all round alike."""
+    found: list[Any] = [None]
+    if world.is_conductor:
+        longest = config.max_prompt_length + (config.max_completion_length or 0)
+        try:
+            shapes = Shapes.of(model.get_decoder().config)
+            asked = _asked_kernels(config)
+            found = [measure_kernels(shapes, device, dtype, longest, asked=asked)]
+        except UserError as error:
+            found = [error]
+    if world.size > 1:
+        dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
+    if isinstance(found[0], UserError):
+        raise found[0]
+    use_kernels(found[0])
+
+
 def _rollouts(
     config: Config, engine: Engine, adapters: Adapters | None, fleet: Fleet | None
 ) -> RolloutEngine | None:
@@ -116,7 +159,6 @@ def _rollouts(
     if fleet is None:
         return None
     from ..rollout.vllm.engine import open_vllm
-    from ..rollout.vllm.names import checkpoint_names
 
     model = engine.model
 
@@ -136,18 +178,34 @@ def _engine_kind(config: Config, world: World) -> Callable[..., Engine]:
     return SingleEngine if world.size == 1 else ReplicatedEngine
 
 
-def check_engine(config: Config) -> None:
-    """Everything `build_parts` will import is there.
+def _asked_kernels(config: Config) -> dict[Kind, str]:
+    return {"attention": config.packing.attention, "delta_net": config.packing.delta_net}
+
+
+def check_engine(config: Config, device: torch.device, world: World) -> None:
+    """Everything `build_parts` will import is there, and what it is to do can be done here.
 
     Raises:
-        UserError: names `engine.kind` or `lora.r`, and the remedy.
+        UserError: names the key, `engine.kind` for one, and the remedy.
     """
     if config.engine.kind == "deepspeed":
         from ..engine.deepspeed import import_deepspeed
 
         import_deepspeed()
+    elif config.engine.offload_optimizer and (device.type == "cpu" or world.size > 1):
+        what = "the device is the CPU" if device.type == "cpu" else f"{world.size} processes train"
+        raise UserError(
+            f"engine.offload_optimizer: {what}, and engine.kind replicated moves the optimizer to "
+            "CPU memory for one process on a GPU; set engine.kind to deepspeed, or "
+            "engine.offload_optimizer to false"
+        )
     if config.lora.r > 0:
         import_peft()
+    if config.optim == "adamw_8bit":
+        import_bitsandbytes()
+    if config.liger_kernels:
+        check_layer_kernels(device)
+    check_asked(_asked_kernels(config), device)
 
 
 def choose_device(config: Config, world: World) -> torch.device:

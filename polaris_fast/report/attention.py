@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import ValidationError
 
+from ..alarms import AlarmWatch
+from ..config import AlarmConfig
 from .folder import RunFolder
 from .verdict import both_ends, judge_run
 
@@ -24,7 +27,7 @@ class Notice:
 
 def notices(run: RunFolder) -> list[Notice]:
     """Everything worth attention, gravest first."""
-    found = [*_ending(run), *_losses(run), *_judging(run), *_hacking(run)]
+    found = [*_ending(run), *_losses(run), *_judging(run), *_alarms(run), *_hacking(run)]
     return sorted(found, key=lambda notice: notice.level != "warn")
 
 
@@ -103,6 +106,19 @@ def _judging(run: RunFolder) -> list[Notice]:
         share = f"{100 * faults / calls:.0f} %"
         found.append(Notice("warn", f"{share} of the requests to the judge failed ({named})."))
     return found
+
+
+def _alarms(run: RunFolder) -> list[Notice]:
+    """What the run's own alarms said, heard again from its metrics."""
+    try:
+        config = AlarmConfig.model_validate(run.setting("alarms") or {})
+    except ValidationError:  # a file edited by hand, or of another version
+        config = AlarmConfig()
+    if config.action == "off":
+        return []
+    watch = AlarmWatch(config)
+    heard = [(row["step"], alarm.text) for row in run.rows for alarm in watch.look(row)]
+    return [Notice("warn", f"Alarm at step {step}: {text}.") for step, text in heard]
 
 
 def _hacking(run: RunFolder) -> list[Notice]:

@@ -194,6 +194,32 @@ SECTIONS: tuple[tuple[str, str, tuple[Chart, ...]], ...] = (
         ),
     ),
     (
+        "signs",
+        "Signs of gaming",
+        (
+            Chart(
+                "copies",
+                "Copies and appeals",
+                "Shares: of 8-grams from the prompt's human story, of 4-grams that two rollouts of "
+                "one prompt have in common, of stories that speak to the judge.",
+                (
+                    Line("signs/reference_overlap", "from the human story", "amber"),
+                    Line("signs/group_similarity", "shared by rollouts", "blue"),
+                    Line("reward/injection", "speak to the judge", "rose"),
+                ),
+                floor=0.0,
+                percent=True,
+            ),
+            Chart(
+                "figures",
+                "Figures of speech",
+                "Per 1,000 words, by patterns: comparisons, and images made of feelings.",
+                (Line("signs/figurative_density", "figures of speech", "violet"),),
+                floor=0.0,
+            ),
+        ),
+    ),
+    (
         "speed",
         "Speed",
         (

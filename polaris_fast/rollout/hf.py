@@ -1,8 +1,9 @@
 """Generation with the training model in place, through transformers' own forward and cache.
 
-B rows in flight · P prompts · L padded prompt length · V vocabulary. Rows of one prompt share its
-prefill; finished rows leave the batch. Prompts are left-padded here only: padding never leaves
-this file.
+R rows of a wave · B of them in flight · P prompts · L padded prompt length · V vocabulary · C
+completion limit. Rows of one prompt share its prefill; finished rows leave the batch. Prompts are
+left-padded here only: padding never leaves this file. A token costs one transfer from the device,
+the tokens themselves; log-probs follow when their row ends.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from ..types import FinishReason
 from .base import Completion, RolloutRequest, SamplingParams
-from .sampling import draw
+from .cache import growing_cache
+from .sampling import Draw, draw
 
 # The cache is copied when rows leave, so they leave in batches of at least this share.
 _COMPACT_SHARE = 0.125
@@ -39,6 +40,7 @@ class HFEngine:
         """
         self.model, self.max_batch_size = model, max_batch_size
         self.whole_weights = whole_weights
+        self.wave_type: type[Wave] = Wave  # decodes a batch of rows
 
     def sync(self, version: int, check_stop: Callable[[], None]) -> None:
         """The weights are the trainer's own."""
@@ -64,12 +66,12 @@ class HFEngine:
             with self.whole_weights():
                 for start in range(0, len(requests), self.max_batch_size):
                     wave = requests[start : start + self.max_batch_size]
-                    _Wave(self.model, wave, params, start).run(on_finish, on_token)
+                    self.wave_type(self.model, wave, params, start).run(on_finish, on_token)
         finally:
             self.model.train(was_training)
 
 
-class _Wave:
+class Wave:
     """One batch of rows from prefill to their last token."""
 
     def __init__(
@@ -86,17 +88,20 @@ class _Wave:
         self.uniforms = torch.stack(
             [_stream(r.seed, params.max_completion_length) for r in requests]
         )
-        self.tokens: list[list[int]] = [[] for _ in range(num_rows)]
-        self.rollout_logps: list[list[float]] = [[] for _ in range(num_rows)]
-        self.sampler_logps: list[list[float]] = [[] for _ in range(num_rows)]
+        shape = (num_rows, params.max_completion_length)
+        self.tokens = torch.zeros(shape, dtype=torch.long)  # (R, C), as the next two
+        self.rollout_logps = torch.zeros(shape, device=self.device)
+        self.sampler_logps = torch.zeros(shape, device=self.device)
         self.rows = torch.arange(num_rows)  # (B,) request index of each row of the batch
 
         logits, cache, mask = _prefill(model, prompts)
         expand = torch.tensor(row_prompt, device=self.device)
         cache.reorder_cache(expand)
         self.cache, self.logits = cache, logits[expand]
-        self.mask = mask[expand]  # (B, L + decoded)
-        self.position = self.mask.sum(-1)  # (B,) position of the next token
+        self.width = mask.shape[1]  # tokens of a row in the cache, padding included
+        room = mask.new_ones(num_rows, params.max_completion_length)
+        self.mask = torch.cat([mask[expand], room], dim=1)  # (B, L + C), of which `width` count
+        self.position = mask[expand].sum(-1)  # (B,) position of the next token
         self.seen = self._seen(requests) if params.repetition_penalty != 1.0 else None
 
     def run(
@@ -114,13 +119,13 @@ class _Wave:
                 self.params,
             )
             tokens = drawn.tokens.cpu()
-            self._record(tokens, drawn.rollout_logps, drawn.sampler_logps, alive)
+            self._record(step, tokens, drawn)
             stopped = torch.isin(tokens, stop)
             last = step + 1 == self.params.max_completion_length
             for i in (alive & (stopped | last)).nonzero()[:, 0].tolist():
                 row = int(self.rows[i])
                 reason = FinishReason.STOP if stopped[i] else FinishReason.LENGTH
-                on_finish(self.first + row, self._completion(row, reason))
+                on_finish(self.first + row, self._completion(row, step + 1, reason))
             alive &= ~stopped
             num_alive = int(alive.sum())
             if on_token is not None:
@@ -135,12 +140,12 @@ class _Wave:
 
     def _decode(self, tokens: torch.Tensor) -> None:
         """One forward of one token a row; leaves the next logits in `self.logits`."""
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        self.width += 1
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
         out = self.model(
             input_ids=tokens[:, None],
-            attention_mask=self.mask,
+            attention_mask=self.mask[:, : self.width],
             position_ids=self.position[:, None],
             past_key_values=self.cache,
             use_cache=True,
@@ -159,26 +164,19 @@ class _Wave:
             self.seen = self.seen[index]
         return tokens[index]
 
-    def _record(
-        self,
-        tokens: torch.Tensor,
-        rollout_logps: torch.Tensor,
-        sampler_logps: torch.Tensor,
-        alive: torch.Tensor,
-    ) -> None:
-        values = zip(
-            self.rows.tolist(), alive.tolist(), tokens.tolist(), rollout_logps.tolist(),
-            sampler_logps.tolist(), strict=True,
-        )  # fmt: skip
-        for row, is_alive, token, rollout_logp, sampler_logp in values:
-            if is_alive:
-                self.tokens[row].append(token)
-                self.rollout_logps[row].append(rollout_logp)
-                self.sampler_logps[row].append(sampler_logp)
+    def _record(self, step: int, tokens: torch.Tensor, drawn: Draw) -> None:
+        """Keep a step's draws, those of finished rows too: nobody reads them."""
+        self.tokens[self.rows, step] = tokens
+        rows = self.rows.to(self.device)
+        self.rollout_logps[rows, step] = drawn.rollout_logps
+        self.sampler_logps[rows, step] = drawn.sampler_logps
 
-    def _completion(self, row: int, reason: FinishReason) -> Completion:
+    def _completion(self, row: int, length: int, reason: FinishReason) -> Completion:
         return Completion(
-            self.tokens[row], self.rollout_logps[row], self.sampler_logps[row], reason
+            self.tokens[row, :length].tolist(),
+            self.rollout_logps[row, :length].tolist(),
+            self.sampler_logps[row, :length].tolist(),
+            reason,
         )
 
     def _seen(self, requests: Sequence[RolloutRequest]) -> torch.Tensor:
@@ -204,7 +202,7 @@ def _prefill(model: Any, prompts: list[tuple[int, ...]]) -> tuple[torch.Tensor, 
         mask[i, longest - len(prompt) :] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
     position = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache: Any = DynamicCache(config=model.config)
+    cache = growing_cache(model.config)
     out = model(
         input_ids=ids,
         attention_mask=mask,

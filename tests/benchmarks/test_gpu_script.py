@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_floors, gpu_roofline, gpu_step, gpu_summary, head
+from benchmarks import gpu, gpu_floors, gpu_layers, gpu_roofline, gpu_step, gpu_summary, head
 from benchmarks.head_cases import SIZES, HeadCase
 
 
@@ -50,7 +50,7 @@ def test_one_json_is_complete_after_every_part(tmp_path: Path):
 def test_the_plan_fits_the_limit_but_for_caps(tmp_path: Path, device: str):
     plan = gpu.parts(tmp_path, device, tiny=device == "cpu")
     assert list(plan) == [
-        "build", "peers", "floors", "tests", "head", "step", "training",
+        "build", "peers", "floors", "tests", "head", "layers", "step", "training",
     ]  # fmt: skip
     assert device in plan["head"].command
     assert gpu.LIMIT_S < 8 * 60
@@ -123,6 +123,24 @@ def test_a_training_step_by_phase_on_a_tiny_model(tmp_path: Path):
             assert first[other["form"]] == pytest.approx(first["polaris"], rel=1e-2)
 
 
+def test_kernels_of_the_layers_on_tiny_shapes(tmp_path: Path):
+    part = gpu.parts(tmp_path, "cpu", tiny=True)["layers"]
+    assert gpu_layers.main(part.command[3:]) == 0
+    made = json.loads((tmp_path / "layers.json").read_text())
+    assert [(p["kind"], p["kernel"]) for p in made["parity"]] == [
+        ("attention", "grouped_sdpa"), ("delta_net", "torch"),
+    ]  # fmt: skip
+    assert all("failed" not in p for p in made["parity"])
+    assert len(made["times"]) == 2 * 2 * 2
+    rule = [t for t in made["times"] if t["kind"] == "delta_net" and t["what"] == "both"]
+    flops = 2 * 48 * (2 * 2 * 64 * 16 + 3 * 4 * 16 * 16 + 4 * 64 * (16 + 32))
+    assert rule[0]["tflops"] == pytest.approx(3 * flops / rule[0]["p50_ms"] / 1e9)
+    wrong = {"kind": "delta_net", "kernel": "fla", "failed": "wrong: d g 1.0e+00"}
+    lines = gpu_summary.headlines({"layers": made | {"parity": [wrong]}})
+    assert "delta_net fla: not measured: wrong: d g 1.0e+00" in lines
+    assert any("delta_net torch, 2 rows of 48 tokens, forward and backward: " in x for x in lines)
+
+
 def test_flops_of_a_step_are_counted_from_the_weights():
     bench = gpu_step.Bench(torch.device("cpu"), tiny=True)
     embeddings = 512 * 64
@@ -134,7 +152,7 @@ def test_flops_of_a_step_are_counted_from_the_weights():
 
 def test_headlines_name_goals_shares_and_what_was_not_measured():
     empty = gpu_summary.headlines({"head": None, "floors": None, "step": None})
-    assert len(empty) == len(gpu_summary.GOALS) + 2
+    assert len(empty) == len(gpu_summary.GOALS) + 3
     assert all(line.endswith("not measured") for line in empty)
 
     def entry(provider: str, ms: float) -> dict:
@@ -149,7 +167,7 @@ def test_headlines_name_goals_shares_and_what_was_not_measured():
     row = {"form": "cuda, one read", "shape": [2, 8], "dtypes": "bf16->bf16", "p50_ms": 1.0,
            "share_of_copy": 0.8}  # fmt: skip
     step = {"parameters": 2e9, "tokens": 16, "forms": [{"form": "polaris", "failed": "no memory"}]}
-    head, *_, rows, failed = gpu_summary.headlines(
+    head, *_, rows, _, failed = gpu_summary.headlines(
         {"head": {"entries": entries}, "floors": {"rows": [row]}, "step": step}
     )
     assert "polaris (cuda) 105.00 ms, 95.2% of the floor (goal 0.92: met), 2.00 GiB" in head

@@ -15,7 +15,7 @@ from benchmarks.head_cases import HeadCase
 from benchmarks.head_exact import Outputs
 from benchmarks.head_peers import Missing, torch_loss
 from benchmarks.head_plot import draw
-from benchmarks.head_table import best_of_ours, read, render
+from benchmarks.head_table import best_of_ours, merged, read, render, write
 from benchmarks.measure import Call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +102,18 @@ def test_table_and_picture(report: head.CaseReport, tmp_path: Path):
     assert f"{plain['p50_ms'] / ours['p50_ms']:.2f}x" in table
     picture = draw(entries, tmp_path / "head.svg").read_text()
     assert "polaris (torch)" in picture and "N 64, D 16, V 307, fp32" in picture
+
+
+def test_a_run_may_come_in_pieces(report: head.CaseReport, tmp_path: Path):
+    first = [report.info(name) for name in report.measured()]
+    again = [first[0] | {"rounds": 99}]
+    elsewhere = [first[0] | {"case": "another"}]
+    entries = merged([first, elsewhere, again])
+    assert entries == [*again, *elsewhere]
+    data, text, picture = write(entries, tmp_path / "results" / "head")
+    assert read(data) == entries
+    assert render(entries) in text.read_text()
+    assert picture.suffix == ".svg" and picture.exists()
 
 
 def test_cases_after_the_time_limit_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

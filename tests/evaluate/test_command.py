@@ -49,7 +49,7 @@ def test_an_evaluation_from_end_to_end(tiny_models, tmp_path, capsys, monkeypatc
 
     found = result_of(tmp_path)
     assert [m["name"] for m in found["models"]] == ["one", "two"]
-    assert found["buckets"] == ["20-40", "40"]
+    assert found["buckets"] == ["20", "40"]
     lines = [json.loads(s) for s in (tmp_path / "measures.jsonl").read_text().splitlines()]
     assert len(lines) == 24
     for model in found["models"]:

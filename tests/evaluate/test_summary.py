@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
@@ -16,6 +19,13 @@ from polaris_fast.evaluate.summary import Measured, summarize_models, to_json
 from polaris_fast.evaluate.table import interval_text, print_result
 from polaris_fast.evaluate.writing import Written
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# Two windows on the page, and a line with the width of each beside that of its contents.
+WINDOWS = """<iframe src="evaluation.html" width="390"></iframe>
+<iframe src="evaluation.html" width="1280"></iframe><pre></pre><script>
+onload = () => document.querySelector("pre").textContent = Array.from(frames).map(
+  f => f.document.documentElement).map(e => `${e.clientWidth}/${e.scrollWidth}`).join(" ")
+</script>"""
 TARGETS = (2000, 6000, 10000)
 
 
@@ -109,6 +119,29 @@ def test_the_page_names_what_was_gained(tmp_path):
     page = write_page(tmp_path, result(**found), found).read_text()
     assert "Story Quality: 40.0 with base, 52.0 with new (gain +12.0 [" in page
     assert "POLARIS-9B without HRI" in page and "a note" in page
+
+
+def test_the_page_has_every_measure_by_length(tmp_path):
+    found = {"base": stories(50, 10), "new": stories(56, 4)}
+    page = write_page(tmp_path, result(**found), found).read_text()
+    by_length = page[page.index("Every measure by words asked for: new") :]
+    row = by_length[by_length.index("<th>Story Quality</th>") :].partition("</tr>")[0]
+    assert re.findall(r"<td>(\S+) \[", row) == ["56.0", "52.0", "48.0", "-4.0"]
+    assert "<th>Words</th><td>1800" in by_length
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_the_page_fits_a_phone_and_a_desk(tmp_path):
+    found = {"base": stories(50, 10), "a_long_name_of_a_checkpoint": stories(56, 4)}
+    write_page(tmp_path, result(**found), found)
+    windows = tmp_path / "windows.html"
+    windows.write_text(WINDOWS)
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--allow-file-access-from-files"]
+    command += ["--virtual-time-budget=9000", "--dump-dom", windows.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=100).stdout
+    widths = re.findall(r"(\d+)/(\d+)", shown.rpartition("<pre>")[2])
+    assert len(widths) == 2 and int(widths[0][0]) < 400 < 1200 < int(widths[1][0])
+    assert all(window == contents for window, contents in widths)
 
 
 @pytest.mark.parametrize(

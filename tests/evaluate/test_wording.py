@@ -7,7 +7,7 @@ import random
 import pytest
 
 from polaris_fast.data import load_samples
-from polaris_fast.evaluate.figurative import count_comparisons, figurative_density
+from polaris_fast.evaluate.figurative import count_figures, figurative_density
 from polaris_fast.evaluate.measures import MEASURES, measure_siblings, measure_text
 from polaris_fast.evaluate.overlap import ReferenceIndex
 from polaris_fast.evaluate.slop import find_slop, slop_density, slop_entries
@@ -54,12 +54,14 @@ def test_the_slop_list_is_clean_and_spares_plain_stories():
         ("I like a good soup. They would like the window seat. He didn't like the sea.", 0),
         ("He ran as if the devil had come, as though called.", 2),
         ("as white as snow", 1),
+        ("A cathedral of silence, the pale rivers of her own grief.", 2),
+        ("a moment of silence, the rest of his hopes, a cup of tea", 0),
         ("as soon as he came, as long as it lasted, as well as I", 0),
         ("", 0),
     ],
 )
-def test_comparisons(text, count):
-    assert count_comparisons(text) == count
+def test_figures_of_speech(text, count):
+    assert count_figures(text) == count
 
 
 def test_figurative_density_is_per_thousand_words():

@@ -253,8 +253,8 @@ def test_inference_tensors_train_the_head():
     assert torch.equal(head.weight.grad, grads(run(head, rows).loss, head)[1])
 
 
-@pytest.mark.parametrize("V", [50_257, 248_320])
-def test_large_vocabularies_have_exact_gradients(V):
+@pytest.mark.parametrize("V", [7, 50_257, 151_936, 248_320])
+def test_odd_and_large_vocabularies_have_exact_gradients(V):
     head = make_head(3, 5, V, scale=3.0)
     rows = make_rows(head, 2)
     spec = LossSpec(entropy_coef=0.1)

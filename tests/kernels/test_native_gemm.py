@@ -3,6 +3,8 @@
 Shapes: `a (m, k) . b (k, n)`.
 """
 
+import mmap
+
 import pytest
 import torch
 
@@ -87,6 +89,23 @@ def test_rows_with_a_gap_between_them(library, dtype):
     library.gemm(wide[:, :70], b, found, add=False)
     library.gemm(a, b, expected, add=False)
     assert torch.equal(found, expected)
+
+
+def test_rows_more_than_2_to_the_31_elements_apart(library, dtype):
+    a, b = operands(2, 40, 33, dtype)
+    near = torch.empty(2, 40)
+    library.gemm(a, b, near, add=False)
+    stride = 2**31 + 64
+    far_a = sparse_memory(stride + 33, dtype).as_strided((2, 33), (stride, 1)).copy_(a)
+    far = sparse_memory(stride + 40, torch.float32).as_strided((2, 40), (stride, 1))
+    library.gemm(far_a, b, far, add=False)
+    assert torch.equal(far, near)
+
+
+def sparse_memory(numel, dtype):
+    """Zeros; untouched pages of an anonymous map cost nothing."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    return torch.frombuffer(mmap.mmap(-1, numel * dtype.itemsize, flags=flags), dtype=dtype)
 
 
 def test_neither_threads_nor_cuts_change_a_bit(library, dtype, monkeypatch):

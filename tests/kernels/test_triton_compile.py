@@ -59,7 +59,7 @@ def run(*command: str, cache: Path) -> str:
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     cache = tmp_path_factory.mktemp("triton")
-    out = run("-m", "polaris_kernels.backends.resources", "--json", cache=cache)
+    out = run("-m", "polaris_kernels.backends.resources", "--json", "--only", "rows", cache=cache)
     found: list[dict[str, Any]] = json.loads(out)
     return found
 

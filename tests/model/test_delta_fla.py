@@ -73,6 +73,7 @@ def test_a_device_that_fails_keeps_torch(monkeypatch):
     cuda = torch.device("cuda", 0)
     for right, backend in ((True, "fla"), (False, "torch")):
         monkeypatch.setattr(delta_net, "fla_is_right", lambda device, right=right: right)
+        monkeypatch.setattr(delta_net, "triton_is_right", lambda device: False)
         assert delta_net.delta_backend(cuda) == backend
     assert delta_net.delta_backend(CPU) == "torch"
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from polaris_fast.config import Config, LoraConfig
 from polaris_fast.engine import SingleEngine
+from polaris_fast.engine.policy import Policy
 from polaris_fast.model.load import prepare_model
 from polaris_fast.model.lora import Adapters
-from polaris_fast.model.memory import install_memory_savers
+from polaris_fast.model.memory import install_memory_savers, logits_chunk_bytes
 from polaris_fast.model.tiny import tiny_model
 from polaris_fast.packing import PackedBatch, pack_rows
 from polaris_fast.types import UserError
@@ -20,6 +22,7 @@ from polaris_kernels import LossRows
 
 SWITCHES: dict[str, dict[str, Any]] = {
     "checkpointing": {"gradient_checkpointing": True},
+    "selective": {"gradient_checkpointing": "selective"},
     "tiles": {"mlp_tile_tokens": 16},
     "offload": {"gradient_checkpointing": True, "offload_activations": True},
     "all": {"gradient_checkpointing": True, "offload_activations": True, "mlp_tile_tokens": 16},
@@ -57,6 +60,31 @@ def test_gradients_are_unchanged(
     assert plain.keys() == saved.keys() and plain
     for name, expected in plain.items():
         assert torch.allclose(saved[name], expected, rtol=1e-5, atol=1e-7), name
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products of linear layers, and attention, while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.name().startswith(("aten::mm", "aten::_scaled_dot_product"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_5"])
+def test_selective_checkpointing_makes_no_product_again(
+    family: str, make_rows: Callable[..., Any]
+) -> None:
+    batch = pack_rows(make_rows((40, 25)))
+    counts = {}
+    for kind in (False, "selective", True):
+        with Products() as products:
+            gradients(family, batch, gradient_checkpointing=kind)
+        counts[kind] = products.count
+    assert counts["selective"] == counts[False] < counts[True]
 
 
 def test_an_mlp_never_sees_more_tokens_than_a_tile(make_rows: Callable[..., Any]) -> None:
@@ -104,6 +132,40 @@ def test_offloading_moves_every_layer_s_input(
 def test_offloading_needs_checkpointing() -> None:
     with pytest.raises(ValueError, match=r"offload_activations.*gradient_checkpointing"):
         Config(offload_activations=True)
+
+
+@pytest.mark.parametrize("other", [{"offload_activations": True}, {"mlp_tile_tokens": 16}])
+def test_switches_that_work_against_each_other_are_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(other))}.*gradient_checkpointing"):
+        Config(gradient_checkpointing="selective", **other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes", "device", "mib"),
+    [
+        ({}, (64, 1024), "cpu", 256),
+        ({}, (256, 151_936), "cpu", 296.75),  # twice the weight gradient
+        ({}, (4096, 248_320), "cpu", 512),
+        ({}, (4096, 248_320), "cuda", 2048),
+        ({"logits_chunk_mib": 64}, (4096, 248_320), "cuda", 64),
+    ],
+)
+def test_a_chunk_of_logits_follows_the_head(
+    settings: dict[str, Any], sizes: tuple[int, int], device: str, mib: float
+) -> None:
+    assert logits_chunk_bytes(Config(**settings), *sizes, device) == mib * 2**20
+
+
+def test_the_head_gets_the_configured_chunk(
+    make_rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = prepare_model(tiny_model("qwen3"))
+    config = Config(logits_chunk_mib=3)
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(model.lm_head, "forward", lambda hidden, **options: given.append(options))
+    batch = pack_rows(make_rows((40, 7)))
+    Policy(model, config, config.loss_spec())(batch, None)  # type: ignore[arg-type]
+    assert given[0]["chunk_bytes"] == 3 * 2**20
 
 
 def test_a_model_without_a_plain_mlp_is_refused() -> None:

@@ -51,6 +51,28 @@ def test_adapters_are_predicted_too(family: str, dtype: str, checkpointing: bool
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_5"])
+def test_selective_checkpointing_is_predicted_too(family: Any) -> None:
+    config = Config(dtype="bfloat16", gradient_checkpointing="selective")
+    rows = MIXES["packed"]
+    measured = peak_bytes(lambda: train_two_steps(family, config, SIZES, rows))
+    assert predicted_peak(family, config, SIZES, rows) == pytest.approx(measured, rel=0.1)
+    for other, sign in ((False, 1), (True, -1)):
+        changed = config.model_copy(update={"gradient_checkpointing": other})
+        assert sign * predicted_peak(family, changed, SIZES, rows) > 1.02 * sign * measured
+
+
+def test_eight_bit_moments_are_predicted_too() -> None:
+    pytest.importorskip("bitsandbytes")
+    sizes = SIZES | {"hidden_size": 256}  # weights are what counts
+    config = Config(dtype="bfloat16", optim="adamw_8bit")
+    rows = [(5, 20)]
+    measured = peak_bytes(lambda: train_two_steps("qwen3", config, sizes, rows))
+    plain = config.model_copy(update={"optim": "adamw_torch"})
+    assert measured < 0.9 * predicted_peak("qwen3", plain, sizes, rows)
+    assert predicted_peak("qwen3", config, sizes, rows) == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_5"])
 def test_tiled_mlps_are_predicted_too(family: Any) -> None:
     config = Config(dtype="float32", gradient_checkpointing=True, mlp_tile_tokens=64)
     sizes = SIZES | {"intermediate_size": 1024}

@@ -10,7 +10,7 @@ from polaris_fast.config import Config
 from polaris_fast.config_file import load_config
 from polaris_fast.plan.advice import advise, longest_row, smallest_remedy, with_settings
 from polaris_fast.plan.build import resolve_lengths
-from polaris_fast.plan.hardware import GIB, parse_gpus
+from polaris_fast.plan.hardware import GIB, parse_gpus, this_cpu
 from polaris_fast.plan.memory import memory_plan
 from polaris_fast.plan.servers import servers_of, training_part
 from polaris_fast.plan.shapes import ModelShape, shape_of_run
@@ -95,3 +95,38 @@ def test_servers_take_gpus_from_training_or_share_them() -> None:
     assert servers is not None and 0 < servers.rows <= config.rollout.max_batch_size
     with pytest.raises(UserError, match=r"--gpus: 4 GPUs, and rollout\.vllm takes 4"):
         training_part(config, parse_gpus("4xA100-80G"))
+
+
+def test_one_gpu_sheds_its_optimizer_without_a_launcher() -> None:
+    config, shape = recipe("polaris_9b")
+    config = with_settings(config, {"engine.kind": "replicated"})
+    machine = parse_gpus("A100-80G")
+    now = memory_plan(config, shape, machine)
+    state = {"fp32 masters", "Adam moments", "gradients"}
+    moved = with_settings(config, {"engine.offload_optimizer": True})
+    offloaded = memory_plan(moved, shape, machine)
+    assert not now.fits and offloaded.fits
+    assert state <= {name for name, _ in now.peak_phase.pieces}
+    assert not state & {name for phase in offloaded.phases for name, _ in phase.pieces}
+    # masters, gradients and two moments in fp32, beside the model as it was read
+    assert offloaded.engine.host == now.engine.host + 16 * shape.num_parameters
+    eight_bits = memory_plan(with_settings(config, {"optim": "adamw_8bit"}), shape, machine)
+    moments = dict(now.peak_phase.pieces)["Adam moments"]
+    assert dict(eight_bits.peak_phase.pieces)["Adam moments"] == pytest.approx(
+        moments * (2 + 8 / 256) / 8
+    )
+
+
+def test_liger_s_kernels_leave_less_for_backward() -> None:
+    config, shape = recipe("polaris_9b_12k")
+    config = with_settings(config, {"gradient_checkpointing": False})
+    machine = parse_gpus("4xA100-80G")
+    plain = memory_plan(config, shape, machine).micro_batch
+    changed = with_settings(config, {"liger_kernels": True})
+    liger = memory_plan(changed, shape, machine).micro_batch
+    # silu's result, at least, and the norms' fp32 inputs
+    tokens, width = config.packing.max_tokens_per_microbatch, shape.config.intermediate_size
+    for kind, layer in plain.layers.items():
+        assert layer.saved - liger.layers[kind].saved > 2 * tokens * width
+    with pytest.raises(UserError, match="liger_kernels"):
+        memory_plan(changed, shape, this_cpu())

@@ -90,18 +90,46 @@ def test_training_reads_what_was_made(shelf: Path, tmp_path: Path, form: str) ->
     assert authors[0].isdisjoint(authors[1]) and authors[0] | authors[1] == set(AUTHORS)
 
 
-def test_a_real_run_trains_on_it(shelf: Path, tmp_path: Path) -> None:
-    out, run = tmp_path / "data", tmp_path / "run"
-    assert main([str(shelf), "--out", str(out), "--min-words", "100"]) == 0
+def test_books_become_records_a_trained_model_and_a_table(
+    shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole way by the commands alone, on what each of them left for the next."""
+    data, run, out = tmp_path / "data", tmp_path / "run", tmp_path / "evaluation"
+    by_author = ["--split-by", "author", "--test-share", "0.2"]
+    assert (
+        polaris(["prepare", str(shelf), "--out", str(data), "--min-words", "100", *by_author]) == 0
+    )
+    train, test = data / "train.jsonl", data / "test.jsonl"
+    records, held_out = records_of(train), records_of(test)
+    assert {r["title"]: r["author"] for r in records + held_out} == dict(
+        zip(TITLES, AUTHORS, strict=True)
+    )
+    assert {r["author"] for r in records}.isdisjoint(r["author"] for r in held_out)
+    assert "5 stories to train on, 1 to test with, from 1 file" in capsys.readouterr().out
+
     status = polaris(
-        ["train", "--config", "debug", "--data.path", str(out / "train.jsonl"), "--max_steps", "1",
-         "--output_dir", str(run), "--progress", "false", "--max_completion_length", "420",
-         "--data.max_target_words", "null", "--prompts_per_step", "1", "--num_generations", "4",
-         "--embedded.warm_start_steps", "2"]
+        ["train", "--config", "debug", "--data.path", str(train), "--data.eval_path", str(test),
+         "--output_dir", str(run), "--max_steps", "2", "--prompts_per_step", "1",
+         "--num_generations", "4", "--max_completion_length", "420", "--progress", "false",
+         "--data.max_target_words", "null", "--embedded.warm_start_steps", "2"]
     )  # fmt: skip
     assert status == 0
-    rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
-    assert any("reward" in row for row in rows)
+    assert [row["step"] for row in records_of(run / "metrics.jsonl")] == [1, 2]
+    told = {row["uid"] for row in records_of(run / "stories" / "step-000001.jsonl")}
+    assert told < {r["uid"] for r in records}
+
+    models = ["evaluate", "--model", str(run / "base"), "--model", str(run), "--out", str(out)]
+    assert polaris([*models, "--data", str(test), "--samples", "2"]) == 0
+    shown = capsys.readouterr()
+    for line in ("Story Quality by words asked for", "Length ratio by words", "Self-BLEU (-)",
+                 "8-grams of training stories", "checkpoint-2"):  # fmt: skip
+        assert line in shown.out, line
+    assert "are training prompts" not in shown.err
+    found = json.loads((out / "evaluation.json").read_text())
+    assert found["buckets"] == [str(held_out[0]["target_word_count"])]
+    assert [m["num_stories"] for m in found["models"]] == [2, 2]
+    assert polaris([*models, "--data", str(train), "--dry-run"]) == 0
+    assert f"5 of the 5 prompts of {train} are training prompts" in capsys.readouterr().err
 
 
 def test_the_same_books_give_the_same_bytes_whatever_their_order(tmp_path: Path) -> None:

@@ -67,7 +67,9 @@ def test_sources_and_targets_that_cannot_be_used(
     assert "holds no file of a known kind" in fails(str(tmp_path / "none"), "--out", out)
     assert "is not empty" in fails(str(book), "--out", str(tmp_path))
     assert "holds no DATA_CARD.md" in fails(str(book), "--out", str(tmp_path), "--overwrite")
-    assert "no story is left of 1 files (1 too short)" in fails(str(book), "--out", out)
+    assert "no story is left; files read: 1, left out: 1 too short;" in fails(
+        str(book), "--out", out
+    )
     asked = fails(str(book), "--out", out, "--min-words", "9", "--test-counts", "1,0,0")
     assert "--test-counts: no test split" in asked
 

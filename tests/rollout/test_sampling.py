@@ -72,3 +72,27 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         [draw(logits[i : i + 1], None, uniforms[i : i + 1], params).tokens for i in range(6)]
     )
     assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("vocab", [512, 1300])
+def test_a_large_vocabulary_is_drawn_block_by_block(vocab: int) -> None:
+    """More rows than are taken at a time, and a vocabulary that is no whole number of blocks."""
+    generator = torch.Generator().manual_seed(2)
+    logits = 2 * torch.randn(1, vocab, generator=generator)
+    n = 5_000
+    uniforms = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    drawn = draw(logits.expand(n, -1), None, uniforms, SamplingParams(temperature=0.8))
+    expected = (logits[0].double() / 0.8).softmax(-1)
+    counts = torch.bincount(drawn.tokens, minlength=vocab) / n
+    assert (counts - expected).abs().max() <= 1.0 / n + 1e-6
+    assert torch.allclose(drawn.rollout_logps, expected[drawn.tokens].log().float(), atol=2e-6)
+    assert torch.equal(drawn.rollout_logps, drawn.sampler_logps)
+
+
+def test_tokens_without_mass_are_never_drawn() -> None:
+    logits = torch.full((3, 1300), float("-inf"))
+    logits[:, 600:640] = 0.0  # whole blocks before and after have none
+    uniforms = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
+    drawn = draw(logits, None, uniforms, SamplingParams())
+    assert drawn.tokens.tolist() == [600, 620, 639]
+    assert torch.allclose(drawn.rollout_logps.exp(), torch.tensor(1 / 40))

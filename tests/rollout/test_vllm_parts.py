@@ -109,8 +109,8 @@ def configured(**vllm: Any) -> Config:
     return Config.model_validate({"rollout": rollout, "temperature": vllm.pop("temperature", 1.0)})
 
 
-def arguments(config: Config, backend: str = "nccl") -> list[str]:
-    return server_arguments(config, "model", 8000, backend)
+def arguments(config: Config, backend: str = "nccl", *, text_only: bool = False) -> list[str]:
+    return server_arguments(config, "model", 8000, backend, text_only=text_only)
 
 
 def value_of(words: list[str], name: str) -> str:
@@ -123,6 +123,9 @@ def test_a_launched_server_fits_the_run() -> None:
     assert value_of(words, "--logprobs-mode") == "raw_logprobs"
     assert json.loads(value_of(words, "--weight-transfer-config")) == {"backend": "nccl"}
     assert words[-2:] == ["--dtype", "float16"]
+    # a processor of images would ask for the tokenizer that no row needs
+    assert "--language-model-only" in arguments(configured(), text_only=True)
+    assert "--language-model-only" not in words
     assert value_of(arguments(configured(temperature=0.7)), "--logprobs-mode") == (
         "processed_logprobs"
     )

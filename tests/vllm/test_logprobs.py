@@ -56,6 +56,15 @@ def test_no_cached_prefix_survives_an_update(serving: Serving) -> None:
         assert worst_gap(serving, prompt, row.completion_ids, row.rollout_logps) < 1e-4
 
 
+def test_prompts_that_do_not_fit_one_step_of_the_server(serving: Serving) -> None:
+    """A seeded row whose prompt is read in parts ends vLLM's engine on a CPU."""
+    prompts = [prompt_of(400, seed=n) for n in range(12)]  # of 2,048 tokens a step
+    for prompt, row in zip(prompts, serving.write(prompts, PLAIN), strict=True):
+        assert row.rollout_logps is not None
+        assert worst_gap(serving, prompt, row.completion_ids, row.rollout_logps) < 1e-4
+    assert serving.engine.num_revivals == 0
+
+
 def test_what_the_server_cannot_tell_is_missing(serving: Serving) -> None:
     """It reports raw log-probs: at temperature 1 over the full vocabulary, whatever the filters."""
     prompt = prompt_of(16)

@@ -3,7 +3,8 @@
 A chunk of C tokens goes through: logits GEMM, a vocabulary tile at a time, each reduced while it is
 in the cache -> coefficients from the caller -> one pass that turns the logits into their gradient,
 in place -> GEMM into dX -> GEMM into dW. Rows whose coefficients are all 0 are dropped before the
-back-GEMMs, and what is left of several chunks is multiplied at once.
+back-GEMMs, and what is left of several chunks is multiplied at once. Narrow heads have a form of
+their own: `native_tiles`.
 
 Shapes: `N tokens . C chunk . D hidden . V vocab . K rows kept`.
 """
@@ -21,6 +22,7 @@ from .chunks import empty_like_acc, even_slices, finish, rows_with_gradient
 from .native_gemm import GemmPlan, Gemms, WeightGradient
 from .native_library import NativeLibrary
 from .native_logits import NativeLogitsPass
+from .native_tiles import gradients_by_tiles, rows_of_statistics, takes_tiles
 from .row_pass import RowCoefficients, RowStatistics, row_coefficients, shifted_targets
 from .workspace import borrowed
 
@@ -41,22 +43,15 @@ class NativeBackend:
 
     def num_chunks(self, problem: HeadProblem) -> int:
         """Chunks of `gradients` when no row is dropped."""
-        return len(even_slices(problem.num_tokens, _rows_that_fit(self._gemms(problem))))
+        gemms = self._gemms(problem)
+        if takes_tiles(gemms):
+            return 1
+        return len(even_slices(problem.num_tokens, _rows_that_fit(gemms)))
 
     def statistics(self, problem: HeadProblem) -> Statistics:
         """Log-probs, entropies and lse; only tiles of the logits exist."""
-        rows = RowStatistics.empty(problem.num_tokens, empty_like_acc(problem))
-        gemms = self._gemms(problem)
-        dtype = gemms.plan.logits
-        width = min(problem.vocab_size, _TILE_COLUMNS)
-        fit = max(1, problem.chunk_bytes // (max(width, 1) * dtype.itemsize))
-        # the chunks of `gradients` where they fit, so that both give the same bits
-        fit = min(fit, _rows_that_fit(gemms)) if self.num_chunks(problem) == 1 else fit
         with _no_autocast():
-            for tokens in even_slices(problem.num_tokens, fit):
-                with _buffer(tokens.stop - tokens.start, width, dtype) as z:
-                    self._reduce(gemms, tokens, z, rows, keep=False)
-        return finish(shifted_targets(rows))
+            return finish(self._statistics(self._gemms(problem)))
 
     def gradients(
         self,
@@ -70,6 +65,9 @@ class NativeBackend:
         """Statistics and gradients; logits exist for one chunk at a time."""
         N, V = problem.num_tokens, problem.vocab_size
         gemms = self._gemms(problem)
+        if takes_tiles(gemms):
+            with _no_autocast():
+                return self._gradients_by_tiles(gemms, coefficients, wanted, weight_into)
         plan = gemms.plan
         rows = RowStatistics.empty(N, empty_like_acc(problem))
         sums = _Sums(gemms, wanted, weight_into)
@@ -139,6 +137,35 @@ class NativeBackend:
 
     def _gemms(self, problem: HeadProblem) -> Gemms:
         return Gemms(self.lib, problem)
+
+    def _gradients_by_tiles(
+        self, gemms: Gemms, coefficients: Coefficients, wanted: Wanted, weight_into: Tensor | None
+    ) -> tuple[Statistics, HeadGradients]:
+        everything = slice(0, gemms.problem.num_tokens)
+        rows = self._statistics(gemms)
+        found = finish(rows)
+        given = coefficients(everything, found)
+        factors = _factors(gemms.problem, everything, rows, found.entropy, given)
+        kept = _non_zero(given, everything)
+        return found, gradients_by_tiles(gemms, rows.maximum, factors, kept, wanted, weight_into)
+
+    def _statistics(self, gemms: Gemms) -> RowStatistics:
+        """All tokens, (N,) each, with shifted targets."""
+        problem, dtype = gemms.problem, gemms.plan.logits
+        rows = RowStatistics.empty(problem.num_tokens, empty_like_acc(problem))
+        width = min(problem.vocab_size, _TILE_COLUMNS)
+        for tokens in even_slices(problem.num_tokens, self._statistics_rows(gemms, width)):
+            with _buffer(tokens.stop - tokens.start, width, dtype) as z:
+                self._reduce(gemms, tokens, z, rows, keep=False)
+        return shifted_targets(rows)
+
+    def _statistics_rows(self, gemms: Gemms, width: int) -> int:
+        problem = gemms.problem
+        if takes_tiles(gemms):
+            return rows_of_statistics(gemms, width)
+        fit = max(1, problem.chunk_bytes // (max(width, 1) * gemms.plan.logits.itemsize))
+        # the chunks of `gradients` where they fit, so that both give the same bits
+        return min(fit, _rows_that_fit(gemms)) if self.num_chunks(problem) == 1 else fit
 
     def _reduce(
         self, gemms: Gemms, tokens: slice, z: Tensor, rows: RowStatistics, *, keep: bool

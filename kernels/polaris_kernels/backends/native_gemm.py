@@ -16,7 +16,7 @@ from .native_multiply import Multiplier, bf16_is_fast
 from .workspace import borrowed
 
 # elements of a piece of the weight that is cast, or of its gradient before it is rounded
-_PIECE_ELEMENTS = 2**21
+PIECE_ELEMENTS = 2**21
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,20 @@ class Gemms:
         if total is not out:
             out.copy_(total)
 
+    def add_hidden_gradient(self, dz: Tensor, columns: slice, total: Tensor) -> None:
+        """total (C, D) += dz (C, W) @ weight[columns] (W, D); total has the accumulation dtype."""
+        weight = self.problem.weight[columns]
+        for part in _pieces(weight, whole=weight.dtype == dz.dtype):
+            self.multiply.into(total, dz[:, part], weight[part].to(dz.dtype), add=True)
+
     def _wide(self, like: Tensor) -> Tensor:
         return torch.empty(like.shape, dtype=self.problem.acc_dtype)
+
+
+def weight_gradient_dtype(problem: HeadProblem) -> torch.dtype:
+    """What a finished dW may be rounded to: autocast's type only where the leaf has it too."""
+    kept = problem.weight_grad_dtype == problem.weight.dtype
+    return problem.weight.dtype if kept else problem.acc_dtype
 
 
 class WeightGradient:
@@ -98,7 +110,8 @@ class WeightGradient:
         gemms = self._gemms
         hidden = hidden.to(dz.dtype)
         wide = dz.dtype != torch.bfloat16 or gemms.multiply.widens_bf16()
-        if alone and self._total is None and self._leaf_is_narrow:
+        narrow = weight_gradient_dtype(gemms.problem) != gemms.problem.acc_dtype
+        if alone and self._total is None and narrow:
             self._round_pieces(dz, hidden, wide=wide)
         elif wide:
             started = self._total is not None
@@ -107,12 +120,6 @@ class WeightGradient:
             gemms.multiply.into(self._total, dz.t(), hidden, add=started)
         else:
             self._add_rounded_parts(dz, hidden)
-
-    @property
-    def _leaf_is_narrow(self) -> bool:
-        """False under autocast over an fp32 weight, whose gradient nothing should round."""
-        problem = self._gemms.problem
-        return problem.weight_grad_dtype == problem.weight.dtype != problem.acc_dtype
 
     def _round_pieces(self, dz: Tensor, hidden: Tensor, *, wide: bool) -> None:
         acc = self._gemms.problem.acc_dtype
@@ -168,4 +175,4 @@ def _pieces(weight: Tensor, *, whole: bool) -> Iterator[slice]:
 
 
 def _piece_rows(weight: Tensor) -> int:
-    return max(1, _PIECE_ELEMENTS // max(weight.shape[1], 1))
+    return max(1, PIECE_ELEMENTS // max(weight.shape[1], 1))

@@ -175,16 +175,18 @@ class NativeLibrary:
         *,
         out: Tensor,
         rows: Tensor | None = None,
+        columns: slice | None = None,
     ) -> None:
         """Raw logits z (C, V) -> d loss / d raw logits in the same rows of `out`.
 
         Args:
             out: (C, V) of z's or a narrower dtype; may lie over z, row by row from its start.
             rows: int64: the only rows to do.
+            columns: of the vocabulary in z; None: all.
         """
         if rows is not None and not rows.numel():
             return
-        given, keep = _describe(problem, z, tokens, slice(0, z.shape[1]))
+        given, keep = _describe(problem, z, tokens, columns or slice(0, z.shape[1]))
         parts = [
             None if part is None else part.to(problem.acc_dtype).reshape(-1).contiguous()
             for part in (maximum, coefficients.alpha, coefficients.beta, coefficients.gamma)

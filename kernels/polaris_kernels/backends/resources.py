@@ -1,6 +1,6 @@
 """What a compiled kernel takes of a multiprocessor, and how many of its threads that lets run.
 
-    python -m polaris_kernels.backends.resources [--json]
+    python -m polaris_kernels.backends.resources [--json] [--only rows|delta]
 
 prints it for every kernel and architecture, Triton's and CUDA's, without a GPU.
 """
@@ -105,14 +105,18 @@ def main() -> None:
     """Print the table, or JSON for a program."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
+    parser.add_argument("--only", choices=("rows", "delta"), help="the head's kernels, or the rest")
     arguments = parser.parse_args()
     # the interpreter compiles nothing; Triton reads this when it is imported
     os.environ.pop("TRITON_INTERPRET", None)
+    from ..gated_delta import report as delta_report
     from . import cuda_library, cuda_report, triton_report
 
-    reports = triton_report.report()
-    if cuda_library.PATH.exists():
+    reports = triton_report.report() if arguments.only != "delta" else []
+    if cuda_library.PATH.exists() and arguments.only != "delta":
         reports += cuda_report.report()
+    if arguments.only != "rows":
+        reports += delta_report.report()
     if arguments.json:
         extra = [asdict(r) | {"blocks": r.blocks, "occupancy": r.occupancy} for r in reports]
         print(json.dumps(extra))

@@ -1,4 +1,4 @@
-"""Registers, spills and shared memory of every Triton kernel, compiled ahead of time.
+"""Registers, spills and shared memory of the Triton row kernels, compiled ahead of time.
 
 The kernels are reached through the functions that launch them, on small CPU tensors and with a
 driver that names an architecture and never launches: what is compiled is what a GPU would run.
@@ -77,7 +77,7 @@ def report(archs: tuple[int, ...] = ARCHITECTURES) -> list[KernelReport]:
             with compiling_for(arch) as compiled:
                 case.launch()
             (kernel,) = compiled
-            found.append(_read(case.name, arch, kernel))
+            found.append(read_kernel(case.name, arch, kernel))
     return found
 
 
@@ -136,8 +136,8 @@ def _suffix(scaling: Any) -> str:
     return " bias cap" if scaling.bias is not None else ""
 
 
-def _read(name: str, arch: int, kernel: Any) -> KernelReport:
-    """Resources from the cubin."""
+def read_kernel(name: str, arch: int, kernel: Any) -> KernelReport:
+    """Resources of one compiled kernel, from its cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()

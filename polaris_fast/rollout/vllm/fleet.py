@@ -34,6 +34,7 @@ class Fleet:
         *,
         log_dir: Path,
         backend: str,
+        text_only: bool = False,
         own: tuple[int, int] | None = None,
     ) -> None:
         """
@@ -41,6 +42,7 @@ class Fleet:
             model_path: what launched servers load first.
             log_dir: where `vllm-N.log` of launched servers go.
             backend: weight transfer of launched servers.
+            text_only: they serve the text model of a model with vision.
             own: rank and device of the trainer whose GPU a single server shares (`colocated`).
 
         Raises:
@@ -55,6 +57,7 @@ class Fleet:
                 server = LaunchedServer(
                     config,
                     model_path,
+                    text_only=text_only,
                     log_path=log_dir / f"vllm-{number}.log",
                     backend=backend,
                     gpus=gpus,

@@ -33,11 +33,19 @@ class LaunchedServer:
     """A server on loopback, its output in `log_path`. Runs from construction to `stop`."""
 
     def __init__(
-        self, config: Config, model_path: str, *, log_path: Path, backend: str, gpus: list[str]
+        self,
+        config: Config,
+        model_path: str,
+        *,
+        text_only: bool,
+        log_path: Path,
+        backend: str,
+        gpus: list[str],
     ) -> None:
         """
         Args:
             model_path: folder or hub id whose architecture and first weights it takes.
+            text_only: of a model with vision, serve the text model alone.
             log_path: file for its output, made anew.
             backend: weight transfer: gloo, nccl or ipc.
             gpus: devices it may see, as in CUDA_VISIBLE_DEVICES; empty: all, or a CPU build.
@@ -51,7 +59,7 @@ class LaunchedServer:
         self.log_path = log_path
         self._command = [
             *(sys.executable, "-P", "-m", "polaris_fast.rollout.vllm.serve", str(os.getpid())),
-            *server_arguments(config, model_path, port, backend),
+            *server_arguments(config, model_path, port, backend, text_only=text_only),
         ]
         self._environment = own_environment() | server_environment(config, backend, gpus)
         log_path.unlink(missing_ok=True)
@@ -143,8 +151,14 @@ def require_vllm() -> None:
         )
 
 
-def server_arguments(config: Config, model_path: str, port: int, backend: str) -> list[str]:
-    """What vLLM is told; `rollout.vllm.extra_args` come last, so they win."""
+def server_arguments(
+    config: Config, model_path: str, port: int, backend: str, *, text_only: bool
+) -> list[str]:
+    """What vLLM is told; `rollout.vllm.extra_args` come last, so they win.
+
+    Args:
+        text_only: see `LaunchedServer`.
+    """
     assert config.max_completion_length is not None
     vllm = config.rollout.vllm
     sampling = SamplingParams.from_config(config, frozenset())
@@ -163,14 +177,16 @@ def server_arguments(config: Config, model_path: str, port: int, backend: str) -
     if vllm.gpu_memory_utilization is not None:
         arguments["--gpu-memory-utilization"] = str(vllm.gpu_memory_utilization)
     flags = [
-        "--skip-tokenizer-init",
+        "--skip-tokenizer-init",  # which vLLM's image processors cannot do without
+        *(["--language-model-only"] if text_only else []),
         "--enable-scale-out",  # the routes for token ids
         "--disable-uvicorn-access-log",
     ]
     if vllm.placement == "colocated":
         flags += ["--enable-sleep-mode"]
     if backend == "gloo":
-        flags += ["--enforce-eager"]
+        # a prompt in parts would rewind its row's random stream, which no CPU generator can
+        flags += ["--enforce-eager", "--no-enable-chunked-prefill"]
         if vllm.tensor_parallel_size == 1:
             flags += ["--distributed-executor-backend", "uni"]  # no process for a worker alone
     return [word for pair in arguments.items() for word in pair] + flags + list(vllm.extra_args)

@@ -1,8 +1,7 @@
-"""The names under which servers know the weights.
+"""The names of a text model's weights in the checkpoints of its family.
 
-A Qwen3.5 checkpoint has the text model under `model.language_model.`, beside its vision and MTP
-weights, which are neither trained nor sent: servers keep those they have loaded. transformers' text
-model says `model.`; vLLM's text-only class takes the checkpoint's names as well.
+A published Qwen3.5 checkpoint has the text model under `model.language_model.`, beside vision and
+MTP weights. transformers' text model says `model.`; vLLM's classes take the checkpoint's names.
 """
 
 from __future__ import annotations

@@ -1,0 +1,300 @@
+"""Backward inside chunks: all chunks of all rows at once, one program a chunk and key head.
+
+`inner_gradient_kernel` runs before the reverse scan, the others after it; `reference` has the
+equations. Tiles are 64 columns wide throughout: of [chunk, K] tiles at K = 128, three sums in fp32
+would fill the register file.
+
+Shapes: `T tokens . H key heads . G value heads a key head . K, V head dims . N chunks`.
+"""
+
+import triton
+import triton.language as tl
+
+from .tiles import decay_between, load_decay, load_state, load_tile, product, store_tile
+
+_POINTERS = ["first_ptr", "length_ptr"]
+_WITH_TOKENS = [*_POINTERS, "T"]
+
+
+def _work(of_a_head):
+    def metadata(grid, kernel, args):
+        flops = 2 * grid[0] * grid[1] * args["G"] * of_a_head(args["CHUNK"], args["K"], args["V"])
+        return {"name": f"{kernel.name}_N{grid[0]}", "flops": flops}
+
+    return metadata
+
+
+@triton.jit(
+    do_not_specialize=_POINTERS,
+    launch_metadata=_work(lambda chunk, K, V: chunk * chunk * (K + 2 * V)),
+)
+def inner_gradient_kernel(
+    q_ptr, k_ptr, write_ptr, grad_out_ptr,
+    decay_ptr, q_scale_ptr, k_scale_ptr, first_ptr, length_ptr,
+    grad_write_ptr, pair_qk_ptr, grad_c_ptr,
+    stride_qt, stride_qh, stride_kt, stride_kh, stride_ot, stride_oh, G, K, V,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What d out says of its own chunk, with u (T, H * G, V):
+
+    P^T d out (T, H * G, V), a part of d u; (d P * D)^T (T, H * G, CHUNK); the share of these pairs
+    in d c (T, H * G) fp32. Pairs lie transposed, keys down and queries across: P^T then is an
+    operand as it comes.
+    """
+    chunk = tl.program_id(0).to(tl.int64)
+    key_head = tl.program_id(1)
+    H = tl.num_programs(1)
+    heads = H * G
+    first = tl.load(first_ptr + chunk)
+    length = tl.load(length_ptr + chunk)
+    offsets = tl.arange(0, CHUNK)
+    tokens = first + offsets
+    inside = offsets < length
+    causal = offsets[:, None] <= offsets[None, :]
+    strictly = offsets[:, None] < offsets[None, :]
+    q_scale = tl.load(q_scale_ptr + tokens * H + key_head, mask=inside, other=0.0)
+    k_scale = tl.load(k_scale_ptr + tokens * H + key_head, mask=inside, other=0.0)
+
+    for member in range(G):
+        head = key_head * G + member
+        place = tokens * heads + head
+        p = tl.zeros([CHUNK, CHUNK], tl.float32)
+        for start in range(0, K, BLOCK):
+            keys = start + tl.arange(0, BLOCK)
+            k = load_tile(k_ptr + key_head * stride_kh, tokens, stride_kt, keys, inside, K)
+            q = load_tile(q_ptr + key_head * stride_qh, tokens, stride_qt, keys, inside, K)
+            p += product(k, tl.trans(q), PRECISION)
+        high, low, _, _ = load_decay(decay_ptr, first, length, heads, head, CHUNK)
+        decay = decay_between(-high, -low, -high, -low, causal)
+        p *= decay * (k_scale[:, None] * q_scale[None, :])
+        grad_p = tl.zeros([CHUNK, CHUNK], tl.float32)
+        for start in range(0, V, BLOCK):
+            values = start + tl.arange(0, BLOCK)
+            at = grad_out_ptr + head * stride_oh
+            grad_out = load_tile(at, tokens, stride_ot, values, inside, V)
+            made = product(p.to(grad_out.dtype), grad_out, PRECISION)
+            store_tile(grad_write_ptr, place, V, values, inside, V, made)
+            u = load_tile(write_ptr, place, V, values, inside, V)
+            grad_p += product(u, tl.trans(grad_out), PRECISION)
+        # pairs on the diagonal hold no decay
+        pairs = tl.where(strictly, grad_p * p, 0.0)
+        tl.store(grad_c_ptr + place, tl.sum(pairs, 0) - tl.sum(pairs, 1), mask=inside)
+        store_tile(pair_qk_ptr, place, CHUNK, offsets, inside, CHUNK, grad_p * decay)
+
+
+@triton.jit(
+    do_not_specialize=_POINTERS,
+    launch_metadata=_work(lambda chunk, K, V: chunk * chunk * (K + 2 * V)),
+)
+def value_gradient_kernel(
+    k_ptr, v_ptr, beta_ptr, write_ptr, inverse_ptr, grad_write_ptr, grad_c_ptr,
+    decay_ptr, k_scale_ptr, first_ptr, length_ptr, grad_v_ptr, pair_kk_ptr, grad_beta_ptr,
+    stride_kt, stride_kh, stride_vt, stride_vh, stride_bt, G, K, V,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Back through the system of one chunk, from u and d u (T, H * G, V) and A^-1:
+
+    R = A^-T d u over `grad_write`; d v (T, H * G, V); M + M^T (T, H * G, CHUNK); the share of pairs
+    of keys added to d c, and d beta but for the state's share, (T, H * G) fp32.
+    """
+    chunk = tl.program_id(0).to(tl.int64)
+    key_head = tl.program_id(1)
+    H = tl.num_programs(1)
+    heads = H * G
+    first = tl.load(first_ptr + chunk)
+    length = tl.load(length_ptr + chunk)
+    offsets = tl.arange(0, CHUNK)
+    tokens = first + offsets
+    inside = offsets < length
+    strictly = offsets[:, None] > offsets[None, :]
+    k_scale = tl.load(k_scale_ptr + tokens * H + key_head, mask=inside, other=0.0)
+
+    for member in range(G):
+        head = key_head * G + member
+        place = tokens * heads + head
+        beta = tl.load(beta_ptr + tokens * stride_bt + head, mask=inside, other=0.0)
+        beta = beta.to(tl.float32)
+        inverse = load_tile(inverse_ptr, place, CHUNK, offsets, inside, CHUNK)
+        grad_a = tl.zeros([CHUNK, CHUNK], tl.float32)
+        grad_beta = tl.zeros([CHUNK], tl.float32)
+        for start in range(0, V, BLOCK):
+            values = start + tl.arange(0, BLOCK)
+            grad_u = load_tile(grad_write_ptr, place, V, values, inside, V)
+            r = product(tl.trans(inverse), grad_u, PRECISION)
+            store_tile(grad_write_ptr, place, V, values, inside, V, r)
+            store_tile(grad_v_ptr, place, V, values, inside, V, r * beta[:, None])
+            v = load_tile(v_ptr + head * stride_vh, tokens, stride_vt, values, inside, V)
+            grad_beta += tl.sum(r * v, 1)
+            u = load_tile(write_ptr, place, V, values, inside, V)
+            grad_a -= product(r.to(u.dtype), tl.trans(u), PRECISION)
+
+        kk = tl.zeros([CHUNK, CHUNK], tl.float32)
+        for start in range(0, K, BLOCK):
+            keys = start + tl.arange(0, BLOCK)
+            k = load_tile(k_ptr + key_head * stride_kh, tokens, stride_kt, keys, inside, K)
+            kk += product(k, tl.trans(k), PRECISION)
+        high, low, _, _ = load_decay(decay_ptr, first, length, heads, head, CHUNK)
+        grad_a *= decay_between(high, low, high, low, strictly)
+        pairs = grad_a * kk * (k_scale[:, None] * k_scale[None, :])
+        grad_beta += tl.sum(pairs, 1)
+        tl.store(grad_beta_ptr + place, grad_beta, mask=inside)
+        pairs *= beta[:, None]
+        grad_c = tl.load(grad_c_ptr + place, mask=inside, other=0.0)
+        grad_c += tl.sum(pairs, 1) - tl.sum(pairs, 0)
+        tl.store(grad_c_ptr + place, grad_c, mask=inside)
+        m = grad_a * beta[:, None]
+        store_tile(pair_kk_ptr, place, CHUNK, offsets, inside, CHUNK, m + tl.trans(m))
+
+
+@triton.jit(
+    do_not_specialize=_WITH_TOKENS,
+    launch_metadata=_work(lambda chunk, K, V: 3 * chunk * K * (V + chunk)),
+)
+def state_gradient_kernel(
+    q_ptr, k_ptr, beta_ptr, write_ptr, state_ptr, grad_out_ptr, grad_write_ptr, grad_state_ptr,
+    pair_qk_ptr, pair_kk_ptr, decay_ptr, q_scale_ptr, k_scale_ptr, first_ptr, length_ptr,
+    grad_q_ptr, grad_k_ptr, part_g_ptr, part_beta_ptr,
+    stride_qt, stride_qh, stride_kt, stride_kh, stride_bt, stride_ot, stride_oh, T, G, K, V,
+    CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Key columns program_id(2) of d unit q and d unit k (T, H, K) fp32 of one chunk.
+
+    From u and R (T, H * G, V), S and d S' (N, H * G, K, V), and the pairs' coefficients. What these
+    columns of the states say of d g and d beta goes to part (K blocks, T, H * G) fp32.
+    """
+    chunk = tl.program_id(0).to(tl.int64)
+    key_head = tl.program_id(1)
+    H = tl.num_programs(1)
+    heads = H * G
+    first = tl.load(first_ptr + chunk)
+    length = tl.load(length_ptr + chunk)
+    offsets = tl.arange(0, CHUNK)
+    tokens = first + offsets
+    inside = offsets < length
+    keys = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
+    q_scale = tl.load(q_scale_ptr + tokens * H + key_head, mask=inside, other=0.0)
+    k_scale = tl.load(k_scale_ptr + tokens * H + key_head, mask=inside, other=0.0)
+    grad_q = tl.zeros([CHUNK, BLOCK_K], tl.float32)
+    grad_k = tl.zeros([CHUNK, BLOCK_K], tl.float32)
+
+    for member in range(G):
+        head = key_head * G + member
+        high, low, last, last_low = load_decay(decay_ptr, first, length, heads, head, CHUNK)
+        since_start = tl.exp(high)
+        beta = tl.load(beta_ptr + tokens * stride_bt + head, mask=inside, other=0.0)
+        beta = beta.to(tl.float32)
+        place = tokens * heads + head
+        at_state = chunk * heads + head
+        key_ptr = k_ptr + key_head * stride_kh
+        query_ptr = q_ptr + key_head * stride_qh
+
+        # R S^T
+        found = tl.zeros([CHUNK, BLOCK_K], tl.float32)
+        for start in range(0, V, BLOCK_V):
+            values = start + tl.arange(0, BLOCK_V)
+            r = load_tile(grad_write_ptr, place, V, values, inside, V)
+            state = load_state(state_ptr, at_state, K, V, keys, values)
+            found += product(r, tl.trans(state), PRECISION)
+        k = load_tile(key_ptr, tokens, stride_kt, keys, inside, K)
+        along = tl.sum(found * k, 1) * k_scale * since_start
+        grad_k -= found * (beta * since_start)[:, None]
+
+        # u d S'^T
+        found = tl.zeros([CHUNK, BLOCK_K], tl.float32)
+        kept = tl.zeros([BLOCK_K], tl.float32)
+        for start in range(0, V, BLOCK_V):
+            values = start + tl.arange(0, BLOCK_V)
+            u = load_tile(write_ptr, place, V, values, inside, V)
+            state = load_state(state_ptr, at_state, K, V, keys, values)
+            grad_next = load_state(grad_state_ptr, at_state, K, V, keys, values)
+            found += product(u, tl.trans(grad_next), PRECISION)
+            kept += tl.sum(state.to(tl.float32) * grad_next, 1)
+        found *= tl.exp((last - high) + (last_low - low))[:, None]
+        k = load_tile(key_ptr, tokens, stride_kt, keys, inside, K)
+        carried = tl.sum(found * k, 1) * k_scale
+        whole = tl.exp(last) * tl.sum(kept, 0) + tl.sum(carried, 0)
+        grad_k += found
+
+        # d out S^T
+        found = tl.zeros([CHUNK, BLOCK_K], tl.float32)
+        for start in range(0, V, BLOCK_V):
+            values = start + tl.arange(0, BLOCK_V)
+            at = grad_out_ptr + head * stride_oh
+            grad_out = load_tile(at, tokens, stride_ot, values, inside, V)
+            state = load_state(state_ptr, at_state, K, V, keys, values)
+            found += product(grad_out, tl.trans(state), PRECISION)
+        found *= since_start[:, None]
+        q = load_tile(query_ptr, tokens, stride_qt, keys, inside, K)
+        grad_c = tl.sum(found * q, 1) * q_scale - carried - beta * along
+        grad_q += found
+        part = tl.program_id(2).to(tl.int64) * T * heads + place
+        tl.store(part_g_ptr + part, tl.cumsum(grad_c, 0, reverse=True) + whole, mask=inside)
+        tl.store(part_beta_ptr + part, -along, mask=inside)
+
+        # q and k again: as operands they would fill half the register file throughout
+        q = load_tile(query_ptr, tokens, stride_qt, keys, inside, K)
+        pair = load_tile(pair_qk_ptr, place, CHUNK, offsets, inside, CHUNK)
+        grad_k += product(pair, q * q_scale[:, None], PRECISION)
+        k = load_tile(key_ptr, tokens, stride_kt, keys, inside, K)
+        k = k * k_scale[:, None]
+        grad_q += product(tl.trans(pair), k, PRECISION)
+        pair = load_tile(pair_kk_ptr, place, CHUNK, offsets, inside, CHUNK)
+        grad_k += product(pair, k, PRECISION)
+
+    place = tokens * H + key_head
+    store_tile(grad_q_ptr, place, K, keys, inside, K, grad_q)
+    store_tile(grad_k_ptr, place, K, keys, inside, K, grad_k)
+
+
+@triton.jit
+def _through_norm(grad, x, scale, factor):
+    """d x from d (factor * x / |x|), with scale = factor / |x|."""
+    x = x.to(tl.float32)
+    along = tl.sum(grad * x, 1) * (scale / factor) * (scale / factor)
+    return (grad - x * along[:, None]) * scale[:, None]
+
+
+@triton.jit(do_not_specialize=_WITH_TOKENS, launch_metadata=_work(lambda chunk, K, V: 0))
+def finish_kernel(
+    q_ptr, k_ptr, q_scale_ptr, k_scale_ptr, first_ptr, length_ptr,
+    unit_q_ptr, unit_k_ptr, pair_c_ptr, pair_beta_ptr, part_g_ptr, part_beta_ptr,
+    grad_q_ptr, grad_k_ptr, grad_g_ptr, grad_beta_ptr,
+    stride_qt, stride_qh, stride_kt, stride_kh, T, G, K, V, PARTS, scale,
+    CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Sums over the K blocks, and back through the normalisation of q and k, of one chunk."""
+    chunk = tl.program_id(0).to(tl.int64)
+    key_head = tl.program_id(1)
+    H = tl.num_programs(1)
+    heads = H * G
+    first = tl.load(first_ptr + chunk)
+    length = tl.load(length_ptr + chunk)
+    offsets = tl.arange(0, CHUNK)
+    tokens = first + offsets
+    inside = offsets < length
+    keys = tl.arange(0, BLOCK_K)
+    place = tokens * H + key_head
+
+    grad = load_tile(unit_q_ptr, place, K, keys, inside, K)
+    q = load_tile(q_ptr + key_head * stride_qh, tokens, stride_qt, keys, inside, K)
+    q_scale = tl.load(q_scale_ptr + place, mask=inside, other=0.0)
+    grad = _through_norm(grad, q, q_scale, scale)
+    store_tile(grad_q_ptr, place, K, keys, inside, K, grad)
+    grad = load_tile(unit_k_ptr, place, K, keys, inside, K)
+    k = load_tile(k_ptr + key_head * stride_kh, tokens, stride_kt, keys, inside, K)
+    k_scale = tl.load(k_scale_ptr + place, mask=inside, other=0.0)
+    grad = _through_norm(grad, k, k_scale, 1.0)
+    store_tile(grad_k_ptr, place, K, keys, inside, K, grad)
+
+    for member in range(G):
+        place = tokens * heads + key_head * G + member
+        grad_c = tl.load(pair_c_ptr + place, mask=inside, other=0.0)
+        grad_g = tl.cumsum(grad_c, 0, reverse=True)
+        grad_beta = tl.load(pair_beta_ptr + place, mask=inside, other=0.0)
+        at = place
+        for _ in range(PARTS):
+            grad_g += tl.load(part_g_ptr + at, mask=inside, other=0.0)
+            grad_beta += tl.load(part_beta_ptr + at, mask=inside, other=0.0)
+            at += T * heads
+        tl.store(grad_g_ptr + place, grad_g.to(grad_g_ptr.dtype.element_ty), mask=inside)
+        tl.store(grad_beta_ptr + place, grad_beta.to(grad_beta_ptr.dtype.element_ty), mask=inside)
