@@ -9,21 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 
 from ..config import Config
 from ..model.load import is_multimodal, read_config
 from ..rollout import Completion, RolloutRequest, SamplingParams
+from ..rollout.vllm.arrivals import Finished, deliver
 from ..rollout.vllm.client import VLLMClient
 from ..rollout.vllm.errors import ServerError, Unreachable
 from ..rollout.vllm.fleet import Fleet
 from ..types import FinishReason
 
-_POLL_S = 0.1  # how often the caller may look for a stop while no row ends
 _PAUSE_S = 0.5  # before a row is asked for again; doubled each time
-
-Finished = SimpleQueue[tuple[int, Completion] | None]
 
 
 class ServedModel:
@@ -45,27 +43,8 @@ class ServedModel:
         Raises:
             ServerError: a row failed `rollout.vllm.max_attempts` times, or a server refuses it.
         """
-        finished: Finished = SimpleQueue()
-        future = self.fleet.submit(self._write_all(requests, params, finished))
-        future.add_done_callback(lambda _: finished.put(None))
-        missing = len(requests)
-        try:
-            while True:
-                try:
-                    arrived = finished.get(timeout=_POLL_S)
-                except Empty:
-                    pass
-                else:
-                    if arrived is None:
-                        break
-                    missing -= 1
-                    on_finish(*arrived)
-                if on_token is not None:
-                    on_token(missing)
-        except BaseException:
-            future.cancel()  # closes the connections, and the servers drop the rows
-            raise
-        future.result()
+        write = partial(self._write_all, requests, params)
+        deliver(self.fleet, write, len(requests), on_finish, on_token or (lambda missing: None))
 
     # on the fleet's loop ----------------------------------------------------------------------
 

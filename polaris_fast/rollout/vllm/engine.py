@@ -14,23 +14,19 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from queue import Empty, SimpleQueue
 
 import torch
 
 from ...config import Config
 from ...types import FinishReason, VersionSpan
 from ..base import Completion, RolloutRequest, SamplingParams
+from .arrivals import Finished, deliver
 from .client import Answer, VLLMClient
 from .errors import ServerError, Unreachable
 from .fleet import Fleet
 from .logprobs import name_logps
 from .routing import Router, by_prompt
 from .sync import WeightSync
-
-_POLL_S = 0.1  # how often the caller may look for a stop while no row ends
-
-Finished = SimpleQueue[tuple[int, Completion] | None]
 
 
 class VLLMEngine:
@@ -90,34 +86,21 @@ class VLLMEngine:
         """
         if self._sleeps and self._sync.asleep:
             self._send(self.version, lambda: None)
-        finished: Finished = SimpleQueue()
         present = [client for client in self.fleet.clients if client not in self._lost]
         router = Router(present, self.capacity)
         self._routers.add(router)
-        future = self.fleet.submit(self._write_all(router, requests, params, finished))
-        future.add_done_callback(lambda _: finished.put(None))
-        missing = len(requests)
+
+        def look(missing: int) -> None:
+            if on_token is not None:
+                on_token(missing)
+            if self._lost and threading.get_ident() == self._training_thread:
+                self._send(self.version, partial(on_token or _ignore, missing))
+
+        write = partial(self._write_all, router, requests, params)
         try:
-            while True:
-                try:
-                    arrived = finished.get(timeout=_POLL_S)
-                except Empty:
-                    pass
-                else:
-                    if arrived is None:
-                        break
-                    missing -= 1
-                    on_finish(*arrived)
-                if on_token is not None:
-                    on_token(missing)
-                if self._lost and threading.get_ident() == self._training_thread:
-                    self._send(self.version, partial(on_token or _ignore, missing))
-        except BaseException:
-            future.cancel()  # closes the connections, and the servers drop the rows
-            raise
+            deliver(self.fleet, write, len(requests), on_finish, look)
         finally:
             self._routers.discard(router)
-        future.result()
         if self._sleeps:
             self._sync.sleep()
 
