@@ -26,7 +26,7 @@ from benchmarks.overlap_rig import Rig
 from benchmarks.scripted_endpoint import Latency
 from benchmarks.staleness_rig import Measured, measure
 
-STEPS, TURNS = 4, 2
+STEPS, TURNS = 3, 2
 pytestmark = pytest.mark.skipif(
     find_spec("vllm") is None,
     reason="needs vLLM: make test-vllm, then .venv-vllm/bin/python -m pytest "

@@ -31,15 +31,11 @@ SIZES = {"hidden_size": 64, "num_layers": 4, "vocab_size": V, "head_dim": 32,
          "intermediate_size": 1024, "tie_word_embeddings": True}  # fmt: skip
 SWITCHES: dict[str, dict[str, Any]] = {
     "ours": {},
-    "ours, logits_chunk_mib 64": {"logits_chunk_mib": 64},
     "ours, gradient_checkpointing selective": {"gradient_checkpointing": "selective"},
     "ours, gradient_checkpointing": {"gradient_checkpointing": True},
     "ours, mlp_tile_tokens 1024": {"mlp_tile_tokens": 1024},
     "ours, checkpointing and tiles": {"gradient_checkpointing": True, "mlp_tile_tokens": 1024},
-    "ours, all three": {
-        "gradient_checkpointing": True, "mlp_tile_tokens": 1024, "logits_chunk_mib": 64,
-    },
-}  # fmt: skip
+}
 TRL = ("TRL 1.16", "TRL 1.16, gradient checkpointing")
 WHOLE = "full logits"
 WAYS = (*SWITCHES, *TRL, WHOLE)

@@ -45,7 +45,7 @@ def measure(rig: Rig, max_staleness: int, latency: Latency, num_steps: int) -> M
             rig.rollouts,
             lambda number: ([record(number, n) for n in range(GROUPS)], HUMAN_WEIGHT),
             first_step=first,
-            total_steps=last + 1,
+            total_steps=last + 1 + max_staleness,  # the last timed step trains beside writing, too
             max_staleness=max_staleness,
             in_step=False,
             check_stop=lambda: None,

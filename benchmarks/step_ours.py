@@ -73,8 +73,6 @@ def our_config(folder: Path, script: Script, **more: str) -> Config:
 class OurSteps:
     """Runs the trainer on the calling thread; `between` is called after every step."""
 
-    name = "polaris_fast"
-
     def __init__(self, config: Config, script: Script, between: Callable[[Sample], bool]) -> None:
         """
         Args:

@@ -54,11 +54,6 @@ class Setting:
     def name(self) -> str:
         return f"{self.family}, V {self.vocab_size:,}"
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest completion that can come up, its end included."""
-        return int(_MAX_WORDS * TOKENS_PER_WORD / self.scale) + 1
-
 
 @dataclass
 class Script:
@@ -67,12 +62,8 @@ class Script:
     prompts: list[str]  # as a user writes them
     targets: list[int]  # words
     completions: list[list[list[int]]]  # of every prompt, GROUP rows, end of turn included
-    # prompt's token ids -> index; filled by whoever knows the chat template
+    # a prompt's token ids -> its index; filled by who renders prompts
     by_prompt: dict[tuple[int, ...], int] = field(default_factory=dict)
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(row) for group in self.completions for row in group)
 
     @property
     def num_rows(self) -> int:

@@ -5,9 +5,8 @@ The trainer lives in a process of its own: neither side pays for the other's thr
 nothing of TRL's is replaced. Clocks stand around the methods that make up a phase, and `generate`
 gets one more logits processor, which raises the script's next token.
 
-Settings are TRL's own but for these: fp32 and no gradient checkpointing (as on our side; TRL's
-defaults are autocast to bf16 and checkpointing, both slower here), no reference model, and all rows
-of a step in one generation batch.
+Settings are TRL's own but for these: fp32 and no gradient checkpointing (as on our side; its
+defaults are autocast to bf16 and checkpointing), and all rows of a step in one generation batch.
 """
 
 from __future__ import annotations
@@ -32,8 +31,6 @@ _MAX_STEPS = 1_000
 
 class TheirStep:
     """A context manager; `step` takes the next training step."""
-
-    name = "TRL 1.16"
 
     def __init__(self, folder: Path, prompts: list[str], script: Script, *, batch_size: int):
         """

@@ -74,8 +74,8 @@ def check_asked(asked: Mapping[Kind, str], device: torch.device) -> None:
     for kind, plain in plain_ones.items():
         if device.type != "cuda" and asked[kind] not in ("auto", plain):
             raise UserError(
-                f"packing.{kind}: {asked[kind]} runs on a GPU, and the device is {device.type}; set "
-                f"it to auto or {plain}"
+                f"packing.{kind}: {asked[kind]} runs on a GPU, and the device is {device.type}; "
+                f"set it to auto or {plain}"
             )
 
 

@@ -40,7 +40,9 @@ _KEPT_OPERATORS = frozenset(
         "torch_attn::_varlen_attn",
     }
 )
-_LEAST_CHUNK = 256 * 2**20  # bytes; half of it costs the head of 248,320 x 64 a quarter more time
+_LEAST_CHUNK = (
+    256 * 2**20
+)  # bytes; 151,936 x 256 on a CPU: 3 % slower than 512 MiB, half of it 11 %
 
 
 def install_memory_savers(model: Any, config: Config) -> None:

@@ -9,7 +9,7 @@ T packed tokens . N targets . D hidden . V vocab.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -75,7 +75,7 @@ def micro_batch_bytes(
     config: Config,
     device: Device,
 ) -> MicroBatchBytes:
-    """Trace a micro-batch of the given rows.
+    """What a micro-batch of the given rows needs; traced once for equal arguments.
 
     Args:
         rows: (prompt tokens, completion tokens) of each row.
@@ -83,6 +83,31 @@ def micro_batch_bytes(
         config: of the run: its type, adapters and switches.
         device: whose kernels run.
     """
+    # all of the configuration that reaches the sample model
+    settings = (
+        config.dtype,
+        config.gradient_checkpointing,
+        config.mlp_tile_tokens,
+        config.liger_kernels,
+        config.lora,
+    )
+    key = (shape, tuple(rows), head, device, settings)
+    if key not in _TRACED:
+        _TRACED[key] = _trace(shape, rows, head, config, device)
+    return _TRACED[key]
+
+
+# A search for the longest row asks for the same lengths again and again.
+_TRACED: dict[Hashable, MicroBatchBytes] = {}
+
+
+def _trace(
+    shape: ModelShape,
+    rows: Sequence[tuple[int, int]],
+    head: HeadBytes,
+    config: Config,
+    device: Device,
+) -> MicroBatchBytes:
     model = sample_model(shape, config)
     for parameter in filter(lambda p: p.requires_grad, model.parameters()):
         parameter.register_post_accumulate_grad_hook(_forget_grad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class ModelShape:
 
     name: str
     source: str  # where the config came from, for the reader
-    config: Any  # transformers' text config
+    config: Any = field(hash=False)  # transformers' text config
     num_parameters: int  # tied weights once
     embedding_parameters: int  # a lookup: no FLOPs of its own
     head_parameters: int  # V * D, whether tied or not
