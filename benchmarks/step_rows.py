@@ -27,14 +27,8 @@ from polaris_fast.plan.lengths import TOKENS_PER_WORD
 
 PROMPTS_BY_BUCKET = ((1_000, 4_000, 3), (4_000, 8_000, 2), (8_000, 12_000, 1))  # the paper's shares
 GROUP = 6
-_THINGS = (
-    "sea",
-    "dog",
-    "rain",
-    "bell",
-    "road",
-    "lamp",
-)  # short: the recipe's prompts are 4 % of a row
+# Short prompts: the recipe's are 4 % of a row.
+_THINGS = ("sea", "dog", "rain", "bell", "road", "lamp")
 _HIT_SIGMA = 0.10  # rows miss their target by this much
 _MAX_WORDS = 12_000
 _WORDS_IN_TOKENIZER = 1_024
