@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 
 # One thread: small tensors gain nothing from more, sums stay in one order in this process and its
 # children, and a machine busy with something else does not stall at every barrier.
@@ -25,3 +27,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def no_kernels_are_chosen() -> Iterator[None]:
+    """A training run chooses kernels for its whole process; here other tests come after it."""
+    yield
+    choice = sys.modules.get("polaris_fast.model.kernel_choice")
+    if choice is not None:
+        choice.choose("attention", None)
+        choice.choose("delta_net", None)

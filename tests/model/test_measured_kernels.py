@@ -22,13 +22,6 @@ AUTO = {"attention": "auto", "delta_net": "auto"}
 SHAPES = Shapes((4, 2, 8), (2, 4, 8, 8))
 
 
-@pytest.fixture(autouse=True)
-def forget():
-    yield
-    choose("attention", None)
-    choose("delta_net", None)
-
-
 @pytest.fixture
 def three_kernels(monkeypatch):
     """Stand-ins for a GPU's kernels: all of them sdpa, or the torch rule."""
