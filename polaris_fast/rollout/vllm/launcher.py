@@ -19,6 +19,7 @@ from .logprobs import best_mode
 
 _STOP_S = 15.0  # from the request to end until the process group is killed
 _TAIL_LINES = 4
+_MOST_TOKENS = 65_536  # that a CPU's server reads at once
 _OF_THE_LAUNCHER = frozenset(
     {
         *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME"),
@@ -160,14 +161,14 @@ def server_arguments(
         text_only: see `LaunchedServer`.
     """
     assert config.max_completion_length is not None
-    vllm = config.rollout.vllm
+    vllm, longest_row = config.rollout.vllm, config.max_prompt_length + config.max_completion_length
     sampling = SamplingParams.from_config(config, frozenset())
     arguments = {
         "--model": model_path,
         "--host": "127.0.0.1",
         "--port": str(port),
         "--dtype": config.dtype,
-        "--max-model-len": str(config.max_prompt_length + config.max_completion_length),
+        "--max-model-len": str(longest_row),
         "--max-num-seqs": str(config.rollout.max_batch_size),
         "--tensor-parallel-size": str(vllm.tensor_parallel_size),
         "--logprobs-mode": best_mode(sampling),
@@ -185,8 +186,9 @@ def server_arguments(
     if vllm.placement == "colocated":
         flags += ["--enable-sleep-mode"]
     if backend == "gloo":
-        # a prompt in parts would rewind its row's random stream, which no CPU generator can
-        flags += ["--enforce-eager", "--no-enable-chunked-prefill"]
+        # A prompt read in parts would rewind its row's random stream, which no CPU generator can.
+        whole = max(2048, min(_MOST_TOKENS, config.rollout.max_batch_size * longest_row))
+        flags += ["--enforce-eager", "--max-num-batched-tokens", str(whole)]
         if vllm.tensor_parallel_size == 1:
             flags += ["--distributed-executor-backend", "uni"]  # no process for a worker alone
     return [word for pair in arguments.items() for word in pair] + flags + list(vllm.extra_args)
