@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import subprocess
 import sys
 import time
@@ -128,6 +129,22 @@ def test_a_locked_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     holder.execute("BEGIN EXCLUSIVE")
     assert "another process keeps it locked" in refusal(path)
     holder.close()
+
+
+def test_a_file_that_another_run_is_making_is_waited_for(tmp_path: Path) -> None:
+    """SQLite's busy timeout does not cover the change to WAL: it fails there at once."""
+    path = tmp_path / "journal.sqlite"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    impatient = sqlite3.connect(path, isolation_level=None, timeout=10)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        impatient.execute("PRAGMA journal_mode = WAL")
+    impatient.close()
+    release = threading.Timer(0.1, other.rollback)
+    release.start()
+    Journal(path).open().close()
+    release.join()
+    other.close()
 
 
 # file systems ----------------------------------------------------------------------------------

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+from ...sqlite_locks import BUSY_TIMEOUT_S, patiently
 from . import mounts
 from .errors import JournalError, damaged, refused, translated
 from .schema import ForeignFile, migrate
 
-BUSY_TIMEOUT_S = 10.0  # another process's commit takes about a millisecond
 _LOCAL = "put it on a local disk with judge.journal, or set judge.journal=off to keep none"
 
 
@@ -27,7 +27,7 @@ def open_file(path: Path) -> sqlite3.Connection:
     connection = None
     try:
         connection = _connect(str(path))
-        _use_wal(connection, path)
+        patiently(BUSY_TIMEOUT_S)(_use_wal, connection, path)
         migrate(connection)
         _check(connection, path)
     except BaseException as error:

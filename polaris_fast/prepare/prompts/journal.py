@@ -12,6 +12,7 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...sqlite_locks import BUSY_TIMEOUT_S, patiently
 from ...types import UserError
 from .messages import VERSION, Messages
 
@@ -41,8 +42,8 @@ class PromptJournal:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path, isolation_level=None, timeout=10)
-            self._prepare()
+            self._connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+            patiently(BUSY_TIMEOUT_S)(self._prepare)
         except (sqlite3.Error, OSError) as error:
             raise UserError(
                 f"--journal: {path} cannot be used ({error}); remove it, or give another file"
