@@ -19,7 +19,7 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,7 +116,7 @@ def main() -> int:
         seeds = known.seeds
         train = partial(train_seed, arms, out=out, jobs=known.jobs, keep=known.keep)
         with ThreadPoolExecutor(known.jobs) as pool:
-            list(pool.map(train, seeds))
+            wait_for([pool.submit(train, seed) for seed in seeds])
     found = {name: [measure(out / name / f"seed-{n}") for n in seeds] for name in arms}
     text = table(arms, seeds, found)
     print("\n" + text)
@@ -124,6 +124,21 @@ def main() -> int:
     (RESULTS / f"{known.study}_ablation.json").write_text(json.dumps(result, indent=1) + "\n")
     (RESULTS / f"{known.study}_ablation.md").write_text(text + "\n")
     return 0
+
+
+def wait_for(tasks: Sequence[Future[None]]) -> None:
+    """Let all seeds end; one that fails says so at once, and stops no other.
+
+    Raises:
+        SystemExit: some failed.
+    """
+    failed = 0
+    for task in as_completed(tasks):
+        if (error := task.exception()) is not None:
+            failed += 1
+            print(error, file=sys.stderr, flush=True)
+    if failed:
+        raise SystemExit(f"{failed} of {len(tasks)} seeds failed; --keep repeats these alone")
 
 
 def finished_seeds(arms: Mapping[str, Arm], seeds: Sequence[int], out: Path) -> list[int]:
@@ -145,7 +160,8 @@ def train_seed(arms: Mapping[str, Arm], seed: int, *, out: Path, jobs: int, keep
         folder, keys = out / name / f"seed-{seed}", list(arm.keys)
         if arm.sft:
             warm = out / name / f"{SFT_FOLDER}-{seed}"
-            settings = [f"--model_name_or_path={base}", f"--output_dir={warm}", f"--seed={seed}"]
+            settings = ["--config=default_cpu", f"--model_name_or_path={base}"]
+            settings += [f"--output_dir={warm}", f"--seed={seed}"]
             command = ["-m", "polaris_fast.sft", *settings, "--progress=false", *arm.sft]
             run_in_process(command, warm, jobs=jobs, keep=keep)
             keys.append(f"--model_name_or_path={newest_checkpoint(warm)}")

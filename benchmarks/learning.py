@@ -1,6 +1,7 @@
 """Does the default run learn? Five seeds and a control with shuffled rewards, as one table.
 
-    python -m benchmarks.learning [--seeds 0 1 2 3 4] [--jobs 2] [--key value ...]
+    python -m benchmarks.learning [--seeds 0 1 2 3 4] [--jobs 2] [--keep] [--key value ...]
+    python -m benchmarks.learning --out runs/hri/anchor --keep   # the ablation's, and the control
 
 A run passes when the mean reward of its last 5 steps exceeds that of its first 5 by 0.25 and mean
 |ln(words / target)| falls by 30 %, in training and on held-out prompts alike, and at the start at
@@ -31,6 +32,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
+    parser.add_argument("--keep", action="store_true", help="do not repeat runs that are finished")
     parser.add_argument("--worker", nargs=2, metavar=("SEED", "DIR"), help=argparse.SUPPRESS)
     parser.add_argument("--shuffled", action="store_true", help=argparse.SUPPRESS)
     known, overrides = parser.parse_known_args()
@@ -61,7 +63,7 @@ def run_one(
     folder = known.out / name
     command = ["-m", "benchmarks.learning", "--worker", str(seed), str(folder)]
     command += [*(["--shuffled"] if shuffled else []), *overrides]
-    run_in_process(command, folder, jobs=known.jobs, keep=False)
+    run_in_process(command, folder, jobs=known.jobs, keep=known.keep)
     row = measure(folder) | {"seed": seed, "shuffled": shuffled}
     print(f"{name}: {json.dumps(row)}", flush=True)
     return row
@@ -76,7 +78,7 @@ def train_one(seed: int, folder: str, shuffled: bool, overrides: Sequence[str]) 
     if shuffled:
         step.assign_advantages = _shuffled(step.assign_advantages, random.Random(seed))
     keys = {"seed": str(seed), "output_dir": folder, "progress": "false"}
-    return run_training(load_config(None, keys | parse_overrides(overrides)))
+    return run_training(load_config("default_cpu", keys | parse_overrides(overrides)))
 
 
 def _shuffled(assign: Any, generator: random.Random) -> Any:

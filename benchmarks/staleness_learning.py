@@ -102,7 +102,7 @@ def train_one(arm: str, seed: str, folder: str) -> int:
 
     keys = {"seed": seed, "output_dir": folder, "progress": "false", "report_to": "[]"}
     with lagging_rollouts():
-        return run_training(load_config(None, keys | ARMS[arm]))
+        return run_training(load_config("default_cpu", keys | ARMS[arm]))
 
 
 def measure(folder: Path) -> Run:

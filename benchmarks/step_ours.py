@@ -67,7 +67,7 @@ def our_config(folder: Path, script: Script, **more: str) -> Config:
         "eval_on_end": "false",
         "report_to": "[]",
     }
-    return load_config(None, {**{key: str(value) for key, value in given.items()}, **more})
+    return load_config("default_cpu", {**{key: str(value) for key, value in given.items()}, **more})
 
 
 class OurSteps:

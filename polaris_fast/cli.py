@@ -122,15 +122,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_configuration(command: argparse.ArgumentParser, dry_run: str) -> None:
-    command.add_argument("--config", help="YAML file or the name of a shipped configuration")
+    command.add_argument(
+        "--config",
+        help="YAML file or the name of a shipped configuration; without it the embedded model has "
+        "default_cpu, and a model of your own (--model_name_or_path) the paper's settings",
+    )
     command.add_argument("--dry-run", action="store_true", help=dry_run)
 
 
 def _train(known: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from .config_file import dump_config, load_config
+    from .config_file import dump_config
 
-    config = load_config(known.config or _config_of_resumed(overrides), overrides)
+    config = _load_config(known, overrides)
     if known.dry_run:
+        _check_local_records(config)
         print(dump_config(config), end="")
         print(_plan_comment(config), end="")
         return 0
@@ -142,16 +147,42 @@ def _train(known: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _sft(known: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from .config_file import dump_config, load_config
+    from .config_file import dump_config
     from .sft import run_sft
     from .sft.settings import supervised
 
-    config = load_config(known.config or _config_of_resumed(overrides), overrides)
+    config = _load_config(known, overrides)
     if known.dry_run:
+        _check_local_records(supervised(config))
         print(dump_config(supervised(config)), end="")
         return 0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return run_sft(config)
+
+
+def _load_config(known: argparse.Namespace, overrides: dict[str, str]) -> Config:
+    from .config_file import load_config, names_model
+
+    if "LOCAL_RANK" in os.environ:
+        overrides.pop("local_rank", None)  # deepspeed's launcher appends what it sets as well
+    path = known.config or _config_of_resumed(overrides)
+    config = load_config(path, overrides)
+    is_first = os.environ.get("RANK", "0") == "0"
+    if path is None and names_model(overrides) and is_first and not known.dry_run:
+        print("settings    the paper's, for no --config was given (polaris train --help)")
+    return config
+
+
+def _check_local_records(config: Config) -> None:
+    """What can be said of the data without its tokenizer."""
+    from .data import with_thinking
+    from .plan.build import local_records
+    from .prompts import has_human_row
+
+    records = local_records(config)
+    config = config.model_copy(update={"data": with_thinking(config.data, records)})
+    for record in records:
+        has_human_row(record, config)
 
 
 def _plan_comment(config: Config) -> str:
@@ -191,6 +222,7 @@ def _config_of_resumed(overrides: dict[str, str]) -> str | None:
 def _generate(known: argparse.Namespace) -> int:
     from .config_file import load_config
     from .generate import generate_stories
+    from .run_folder import newest_model
 
     model = newest_model(known.model)
     run_config = Path(model).parent / "config.yaml"
@@ -207,15 +239,3 @@ def _generate(known: argparse.Namespace) -> int:
     for story in stories:
         print(story, end="\n\n" if known.num > 1 else "\n")
     return 0
-
-
-def newest_model(path: str) -> str:
-    """A run folder stands for its newest checkpoint; anything else is taken as it is."""
-    from .checkpoint import list_checkpoints
-
-    folder = Path(path)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        found = list_checkpoints(folder)
-        if found:
-            return str(found[-1])
-    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,27 @@ def load_config(path: str | Path | None = None, overrides: dict[str, str] | None
     """Read a YAML file (or a shipped config by name), apply dotted overrides, validate.
 
     Args:
-        path: file, or the name of a shipped config such as `polaris_9b`; None: `default_cpu`.
+        path: file, or the name of a shipped config such as `polaris_9b`; None: `default_cpu`, or
+            for a model of the user's own the defaults of `Config`, which are the paper's: the
+            learning rate of `default_cpu` is for its small model and would ruin any other.
         overrides: dotted key -> text, read as YAML ("3", "true", "[a, b]", "null").
 
     Raises:
         UserError: missing file, YAML fault, unknown key or value out of range; names the key,
             the value and the remedy.
     """
-    tree = _read_yaml(_resolve(path))
+    tree = {} if path is None and names_model(overrides or {}) else _read_yaml(_resolve(path))
     for dotted, text in (overrides or {}).items():
         _set(tree, dotted, text)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(_explain(error)) from error
+
+
+def names_model(overrides: Mapping[str, str]) -> bool:
+    """Whether a model of the user's own is to be trained."""
+    return yaml.safe_load(overrides.get("model_name_or_path", "null")) is not None
 
 
 def dump_config(config: Config) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 
 from .config import Config
-from .config_file import load_config
 from .groups import row_seed
 from .model.load import load_causal_lm, quiet_transformers
 from .prompts import PromptBuilder, load_tokenizer, stop_ids_of
@@ -43,7 +42,7 @@ def generate_stories(
         temperature: None: as configured.
         max_tokens: None: by `words`, else the configured limit.
         config: settings of the sampling and the prompt; None: those of the run that the model
-            lies in, else the default's.
+            lies in, else the paper's.
         on_token: called after each decode step with the number of stories still being written.
 
     Raises:
@@ -55,7 +54,7 @@ def generate_stories(
     if temperature is not None and not temperature > 0:
         raise UserError(f"--temperature: must be above 0, got {temperature}; try 0.1")
     quiet_transformers()
-    config = config or load_config(None)
+    config = config or Config()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = load_causal_lm(model_path, dtype=dtype, device=device)

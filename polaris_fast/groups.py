@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 from .config import HRIConfig
-from .prompts import PromptBuilder
+from .prompts import PromptBuilder, has_human_row
 from .types import FinishReason, Group, Row, RowKind, StoryRecord
 
 
@@ -46,7 +46,7 @@ def build_groups(
             Row(f"{step}/{index}/{slot}", index, slot, RowKind.POLICY, record, prompt_ids)
             for slot in range(num_generations)
         ]
-        if human_weight > 0 and builder.has_human_row(record):
+        if human_weight > 0 and has_human_row(record, builder.config):
             rows[-1] = human_row(record, builder, rows[-1])
         groups.append(Group(index=index, record=record, rows=rows))
     return groups

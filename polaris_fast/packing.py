@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 from typing import Any, Protocol
 
 import numpy as np
@@ -132,12 +132,6 @@ class PackedBatch:
                 )
             parts.append(torch.as_tensor(values, dtype=torch.float32, device=self.targets.device))
         return torch.cat(parts)
-
-    def split_targets(self, values: Tensor) -> tuple[Tensor, ...]:
-        """(N, ...) values of the targets -> R views (completion length, ...), in row order."""
-        offsets = self.target_offsets
-        sizes = [last - first for first, last in pairwise(offsets)]
-        return values.split(sizes)
 
 
 def pack_rows(rows: Sequence[TokenRow], device: torch.device | str = "cpu") -> PackedBatch:

@@ -15,6 +15,25 @@ from .types import StoryRecord, UserError
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 
 
+def has_human_row(record: StoryRecord, config: Config) -> bool:
+    """Whether this record gives a human row under `hri.mode` and `hri.missing_reasoning`.
+
+    Raises:
+        UserError: thinking is on, the reasoning is missing and that is an error.
+    """
+    if config.hri.mode == "off" or record.story is None:
+        return False
+    if not config.data.thinking or record.reasoning is not None:
+        return True
+    if config.hri.missing_reasoning == "error":
+        raise UserError(
+            f"hri.missing_reasoning: record {record.uid!r} has no reasoning while data.thinking is "
+            "on; add it (polaris prepare --reasoning), set hri.missing_reasoning to skip or empty, "
+            "or turn data.thinking off"
+        )
+    return config.hri.missing_reasoning == "empty"
+
+
 @dataclass
 class PromptBuilder:
     """Renders prompts and human completions for one tokenizer.
@@ -69,24 +88,6 @@ class PromptBuilder:
         """What the user asks: the prompt and the length sentence."""
         sentence = self.config.data.length_sentence.format(words=record.target_word_count)
         return f"{record.prompt}\n{sentence}"
-
-    def has_human_row(self, record: StoryRecord) -> bool:
-        """Whether this record gives a human row under `hri.mode` and `hri.missing_reasoning`.
-
-        Raises:
-            UserError: thinking is on, the reasoning is missing and that is an error.
-        """
-        if self.config.hri.mode == "off" or record.story is None:
-            return False
-        if not self.config.data.thinking or record.reasoning is not None:
-            return True
-        if self.config.hri.missing_reasoning == "error":
-            raise UserError(
-                f"hri.missing_reasoning: record {record.uid!r} has no reasoning while "
-                "data.thinking is on; add it, set hri.missing_reasoning to skip or empty, or turn "
-                "data.thinking off"
-            )
-        return self.config.hri.missing_reasoning == "empty"
 
     def human_completion_ids(self, record: StoryRecord) -> list[int]:
         """Token ids of the human row: thinking (if on), story, end of turn.

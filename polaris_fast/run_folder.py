@@ -41,6 +41,22 @@ def choose_run_dir(config: Config, checkpoint: Path | None) -> Path:
     return (Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")).resolve()
 
 
+def newest_model(path: str) -> str:
+    """A run folder stands for its newest checkpoint; anything else is taken as it is.
+
+    Raises:
+        UserError: a run folder without a checkpoint.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        found = list_checkpoints(folder)
+        if found:
+            return str(found[-1])
+        if (folder / CONFIG_FILE).is_file():
+            raise UserError(f"--model: the run {path!r} has no checkpoint yet; let it save one")
+    return path
+
+
 def check_unused(run_dir: Path) -> None:
     """Refuse to start a new run where another has left its work.
 

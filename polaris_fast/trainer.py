@@ -38,7 +38,7 @@ from .pipeline import Pipeline
 from .plan.estimate import estimate_before_run
 from .profiling import profiled
 from .progress import Progress
-from .prompts import PromptBuilder, load_tokenizer, stop_ids_of
+from .prompts import PromptBuilder, has_human_row, load_tokenizer, stop_ids_of
 from .ranks.conductor import Conductor
 from .ranks.parts import Orders, build_parts
 from .rollout_parity import check_logprobs
@@ -132,7 +132,7 @@ class Trainer(ConductedRun):
             self.builder.prompt_ids(record)
         num_human = 0
         for record in self.train_records:
-            if self.builder.has_human_row(record):
+            if has_human_row(record, self.builder.config):
                 self.builder.human_completion_ids(record)
                 num_human += 1
         return num_human

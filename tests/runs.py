@@ -34,6 +34,8 @@ def train(output_dir: Path, **overrides: Any) -> int:
     """`polaris train` with small settings; keys with a dot are written with `__`."""
     keys = {k.replace("__", "."): str(v) for k, v in overrides.items()}
     settings = SMALL | {"output_dir": str(output_dir)} | keys
+    if "resume_from_checkpoint" not in keys:
+        settings = {"config": "default_cpu"} | settings
     return main(["train", *(f"--{key}={value}" for key, value in settings.items())])
 
 

@@ -170,3 +170,11 @@ def test_a_completion_limit_left_to_the_data_has_room_for_its_longest_story() ->
     assert long.packing.max_tokens_per_microbatch == 10100
     fixed = load_config("polaris_9b")
     assert fixed.with_room_for(5000) is fixed
+
+
+def test_without_a_config_a_model_of_ones_own_has_the_papers_settings() -> None:
+    own = load_config(None, {"model_name_or_path": "some/model", "max_steps": "3"})
+    assert own == Config(model_name_or_path="some/model", max_steps=3)
+    assert own.learning_rate == load_config("polaris_9b").learning_rate == 1e-6
+    embedded = load_config(None, {"model_name_or_path": "null"})
+    assert embedded == load_config("default_cpu") and embedded.learning_rate == 1.2e-3

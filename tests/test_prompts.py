@@ -9,7 +9,7 @@ import pytest
 from polaris_fast.config_file import load_config
 from polaris_fast.data import load_samples
 from polaris_fast.embedded import build_tokenizer
-from polaris_fast.prompts import PromptBuilder
+from polaris_fast.prompts import PromptBuilder, has_human_row
 from polaris_fast.types import StoryRecord, UserError
 
 RECORD = StoryRecord("u", "Write about the sea.", 40, "The sea was calm.", "Plan: calm sea.")
@@ -87,10 +87,10 @@ def test_without_a_template_the_eos_token_closes_the_row(tokenizer: Any) -> None
 def test_missing_reasoning_follows_the_setting(tokenizer: Any, choice: str, expected: bool) -> None:
     bare = StoryRecord("u", "p", 5, "A story.")
     builder = _builder(tokenizer, data__thinking="true", hri__missing_reasoning=choice)
-    assert builder.has_human_row(bare) is expected
+    assert has_human_row(bare, builder.config) is expected
     strict = _builder(tokenizer, data__thinking="true")
     with pytest.raises(UserError, match=r"hri\.missing_reasoning.*'u'"):
-        strict.has_human_row(bare)
+        has_human_row(bare, strict.config)
 
 
 def test_a_prompt_or_story_over_its_limit_is_refused_by_name(tokenizer: Any) -> None:

@@ -304,6 +304,25 @@ def test_dry_run_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) 
     assert yaml.safe_load(capsys.readouterr().out)["hri"]["weight"] == 0.3
 
 
+def test_dry_run_finds_records_that_the_configuration_cannot_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "story.md").write_text("# The Lamp\n\nShe lit it.\n")
+    own = ["train", "--config=polaris_9b", f"--data.path={tmp_path}", "--dry-run"]
+    assert main(own) == 2
+    assert "hri.missing_reasoning: record 'story'" in capsys.readouterr().err
+    assert main([*own, "--data.thinking=false"]) == 0
+
+
+def test_the_rank_that_a_launcher_appends_is_no_setting(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert main(["train", "--local_rank=0", "--dry-run"]) == 0
+    monkeypatch.delenv("LOCAL_RANK")
+    assert main(["train", "--local_rank=0", "--dry-run"]) == 2
+
+
 def test_a_training_that_wanders_off_is_refused_not_applied(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,11 +15,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from ..checkpoint import list_checkpoints
 from ..config import Config
 from ..model.load import read_config
 from ..prompts import load_tokenizer
-from ..run_folder import CONFIG_FILE
+from ..run_folder import CONFIG_FILE, newest_model
 from ..types import UserError
 
 _HASHED = (".json", ".safetensors", ".bin", ".jinja", ".txt", ".model")
@@ -69,22 +68,6 @@ def with_fingerprints(models: Sequence[ModelRef]) -> list[ModelRef]:
             )
         seen[fingerprint] = model.path
     return [replace(m, fingerprint=f) for m, f in zip(models, seen, strict=True)]
-
-
-def newest_model(path: str) -> str:
-    """A run folder stands for its newest checkpoint; anything else is taken as it is.
-
-    Raises:
-        UserError: a run folder without a checkpoint.
-    """
-    folder = Path(path)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        found = list_checkpoints(folder)
-        if found:
-            return str(found[-1])
-        if (folder / CONFIG_FILE).is_file():
-            raise UserError(f"--model: the run {path!r} has no checkpoint yet; let it save one")
-    return path
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

@@ -62,11 +62,6 @@ class JudgeClient:
         """The key, for those who must keep it out of what they write; "" without one."""
         return self._key
 
-    @property
-    def has_key(self) -> bool:
-        """Whether the environment variable held a key."""
-        return bool(self._key)
-
     async def __aenter__(self) -> Self:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._session = aiohttp.ClientSession(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..groups import human_row
-from ..prompts import PromptBuilder
+from ..prompts import PromptBuilder, has_human_row
 from ..types import Row, RowKind, StoryRecord, UserError
 
 
@@ -15,7 +15,7 @@ def story_records(records: Sequence[StoryRecord], builder: PromptBuilder) -> lis
     Raises:
         UserError: none has one; or one does not fit.
     """
-    kept = [record for record in records if builder.has_human_row(record)]
+    kept = [record for record in records if has_human_row(record, builder.config)]
     if not kept:
         raise UserError(
             f"data.path: none of the {len(records)} training records has a story to train on; give "

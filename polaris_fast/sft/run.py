@@ -20,7 +20,7 @@ from ..data import PromptOrder, load_records, split_records, with_thinking
 from ..model.load import read_config
 from ..packing import plan_rounds
 from ..progress import Progress
-from ..prompts import PromptBuilder, load_tokenizer, stop_ids_of
+from ..prompts import PromptBuilder, has_human_row, load_tokenizer, stop_ids_of
 from ..ranks.conductor import Conductor
 from ..ranks.parts import Orders, build_parts
 from ..slots import PassSums
@@ -90,13 +90,13 @@ class SupervisedRun(ConductedRun):
         stories = [r.story for r in [*train, *held_out] if r.story is not None]
         builder = PromptBuilder(self.tokenizer, self.config)
         if self.config.max_completion_length is None and stories:
-            known = [r for r in [*train, *held_out] if builder.has_human_row(r)]
+            known = [r for r in [*train, *held_out] if has_human_row(r, builder.config)]
             longest = max((len(builder.human_completion_ids(r)) for r in known), default=0)
             self.config = self.config.with_room_for(longest)
             builder = PromptBuilder(self.tokenizer, self.config)
         self.builder = builder
         self.records = story_records(train, builder)
-        self.held_out = [r for r in held_out if builder.has_human_row(r)]
+        self.held_out = [r for r in held_out if has_human_row(r, builder.config)]
         self.order = PromptOrder(len(self.records), self.config.seed)
         settings = self.config.sft
         steps = math.ceil(settings.num_epochs * len(self.records) / settings.rows_per_step)

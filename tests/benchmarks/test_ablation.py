@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import ablation
-from benchmarks.ablation import MEASURES, STUDIES, finished_seeds, step_of_level, table, train_seed
+from benchmarks.ablation import (
+    MEASURES,
+    STUDIES,
+    finished_seeds,
+    step_of_level,
+    table,
+    train_seed,
+    wait_for,
+)
 from benchmarks.seeds import estimate, is_finished, paired, read_steps, run_in_process
 from polaris_fast.config_file import load_config
 
@@ -121,3 +130,18 @@ def test_a_run_is_kept_whole_or_made_anew(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"run failed:\n+no luck"):
         run_in_process(["-c", "raise SystemExit('no luck')"], folder, jobs=1, keep=False)
     assert not folder.exists()
+
+
+def test_a_seed_that_fails_says_so_and_stops_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    done = []
+
+    def train(seed: int) -> None:
+        if seed == 1:
+            raise SystemExit("seed 1 failed: no room")
+        done.append(seed)
+
+    with ThreadPoolExecutor(2) as pool:
+        tasks = [pool.submit(train, seed) for seed in range(5)]
+        with pytest.raises(SystemExit, match="1 of 5 seeds failed; --keep"):
+            wait_for(tasks)
+    assert sorted(done) == [0, 2, 3, 4] and "no room" in capsys.readouterr().err

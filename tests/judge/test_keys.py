@@ -74,9 +74,9 @@ def test_never_in_the_error_at_the_start(make_pool, key, code):
 def test_not_sent_to_the_local_judge(monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     client = JudgeClient(JudgeConfig(api_key_env=KEY_VARIABLE), "http://h/v1", send_key=False)
-    assert not client.has_key
+    assert client.key == ""
     with JudgePool(JudgeConfig(api_key_env=KEY_VARIABLE)) as pool:
-        assert not pool._endpoints[Tier.MAIN].client.has_key
+        assert pool._endpoints[Tier.MAIN].client.key == ""
 
 
 def test_shown_address_has_no_password_and_no_query():

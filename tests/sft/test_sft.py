@@ -58,6 +58,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sft(base: Path, run: Path, **overrides: Any) -> int:
     keys = {k.replace("__", "."): str(v) for k, v in overrides.items()}
     settings = SMALL | {"model_name_or_path": str(base), "output_dir": str(run)} | keys
+    if "resume_from_checkpoint" not in keys:
+        settings = {"config": "default_cpu"} | settings
     return main(["sft", *(f"--{key}={value}" for key, value in settings.items())])
 
 
