@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.judge_table import Table
 from benchmarks.measure import Call, quantile, run_with_peak, take_turns
+from benchmarks.result_table import Table
 from polaris_kernels.adapters import liger, openrlhf, packed, verl
 
 B, L, D, V = 4, 256, 256, 32_768

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.judge_table import Table
+from benchmarks.result_table import Table
 
 RANKS = 2
 MOST_IDLE = 0.05

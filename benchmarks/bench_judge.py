@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.judge_table import Table
+from benchmarks.result_table import Table
 from benchmarks.scripted_endpoint import (
     STATED_FAULTS,
     Latency,

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.judge_table import RESULTS, Table
 from benchmarks.long_row import SWITCHES, TRL, WHOLE, make_step, measured
 from benchmarks.measure import Call, take_turns
+from benchmarks.result_table import RESULTS, Table
 
 TOKENS, TIMED_TOKENS = 16_384, 4_096
 SHORTER = (512, 1024, 2048)  # tokens of a row of whole logits

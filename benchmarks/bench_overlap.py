@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.judge_table import Table
 from benchmarks.overlap_bound import StepTimes, times_of
 from benchmarks.overlap_rig import Rig, Setting
+from benchmarks.result_table import Table
 from polaris_fast.collector import setup_spared
 
 STEPS = 3

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.judge_table import Table
 from benchmarks.measure import Call, take_turns
 from benchmarks.packing_passes import PackedPass, PaddedPass
 from benchmarks.packing_rows import WeightedRow, recipe_rows
+from benchmarks.result_table import Table
 from polaris_fast.model.load import install_fused_head, prepare_model
 from polaris_fast.model.tiny import Family, tiny_model
 

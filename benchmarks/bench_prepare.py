@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from .judge_table import Table
 from .prepare_corpus import write_corpus
+from .result_table import Table
 
 WORKERS = 2
 NUM_STORIES = int(os.environ.get("POLARIS_BENCH_STORIES", "5000"))

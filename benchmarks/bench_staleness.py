@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.judge_table import Table
 from benchmarks.overlap_rig import PacedRollouts, Rig
+from benchmarks.result_table import Table
 from benchmarks.scripted_endpoint import Latency
 from benchmarks.staleness_rig import measure
 

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.judge_table import Table
 from benchmarks.overlap_rig import Rig
+from benchmarks.result_table import Table
 from benchmarks.scripted_endpoint import Latency
 from benchmarks.staleness_rig import Measured, measure
 

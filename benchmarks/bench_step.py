@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.judge_table import Table
+from benchmarks.result_table import Table
 from benchmarks.step_ours import OurSteps, our_config
 from benchmarks.step_phases import Sample
 from benchmarks.step_rows import Script, Setting, make_script, write_model, write_records

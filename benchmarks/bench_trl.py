@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.judge_table import Table
+from benchmarks.result_table import Table
 from benchmarks.trl_step import FUSED, LIGER, OURS, THEIRS, measure
 
 TOKENS, ROUNDS = 2_048, 2

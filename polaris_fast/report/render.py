@@ -46,7 +46,7 @@ def render(run: RunFolder) -> str:
         lengths=charts.draw_lengths(run),
         warm_start=charts.draw_warm_start(run),
         story_steps=pick_steps(run),
-        judge=_judge_table(run, number),
+        judge=_result_table(run, number),
         dimensions=_table(run, "judge/dim/", number),
         everything=_table(run, "", number),
     )
@@ -80,7 +80,7 @@ def _duration(seconds: float) -> str:
     return f"{minute} min {second} s" if minute else f"{second} s"
 
 
-def _judge_table(run: RunFolder, number: Callable[[float], str]) -> list[dict[str, str]]:
+def _result_table(run: RunFolder, number: Callable[[float], str]) -> list[dict[str, str]]:
     """Health of the judge, counts of jobs first; the rubric's dimensions have their own table."""
     first = ("submitted", "scored", "failed", "rejected", "retries")
     rows = [r for r in _table(run, "judge/", number) if not r["name"].startswith("dim/")]

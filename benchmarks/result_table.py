@@ -1,4 +1,4 @@
-"""The table of a judge benchmark: printed, and kept under benchmarks/results/."""
+"""The table of a benchmark: printed, and kept under benchmarks/results/."""
 
 from __future__ import annotations
 
