@@ -10,7 +10,16 @@ Shapes: `T tokens . H key heads . G value heads a key head . K, V head dims . N 
 import triton
 import triton.language as tl
 
-from .tiles import decay_between, load_decay, load_state, load_tile, product, store_tile
+from .tiles import (
+    decay_between,
+    load_chunk,
+    load_decay,
+    load_state,
+    load_tile,
+    product,
+    store_tile,
+    this_value_head,
+)
 
 _POINTERS = ["first_ptr", "length_ptr"]
 
@@ -39,35 +48,27 @@ def solve_kernel(
     read (T, H * G, K) = A^-1 beta e^c k      what its writes take back of the state before it
     write (T, H * G, V) = A^-1 beta v         its writes from a zero state
     """
-    chunk = tl.program_id(0).to(tl.int64)
-    key_head = tl.program_id(1)
-    H = tl.num_programs(1)
-    heads = H * G
-    first = tl.load(first_ptr + chunk)
-    length = tl.load(length_ptr + chunk)
-    offsets = tl.arange(0, CHUNK)
-    tokens = first + offsets
-    inside = offsets < length
+    _first, _length, tokens, inside = load_chunk(first_ptr, length_ptr, CHUNK)
+    head, heads, key_head, H = this_value_head(G)
+    slots = tl.arange(0, CHUNK)
     k_scale = tl.load(k_scale_ptr + tokens * H + key_head, mask=inside, other=0.0)
 
-    for member in range(G):
-        head = key_head * G + member
-        place = tokens * heads + head
-        beta = tl.load(beta_ptr + tokens * stride_bt + head, mask=inside, other=0.0)
-        beta = beta.to(tl.float32)
-        c = tl.load(decay_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        inverse = load_tile(inverse_ptr, place, CHUNK, offsets, inside, CHUNK)
-        weight = (beta * k_scale * tl.exp(c))[:, None]
-        for start in range(0, K, BLOCK):
-            keys = start + tl.arange(0, BLOCK)
-            k = load_tile(k_ptr + key_head * stride_kh, tokens, stride_kt, keys, inside, K)
-            read = product(inverse, k * weight, PRECISION)
-            store_tile(read_ptr, place, K, keys, inside, K, read)
-        for start in range(0, V, BLOCK):
-            values = start + tl.arange(0, BLOCK)
-            v = load_tile(v_ptr + head * stride_vh, tokens, stride_vt, values, inside, V)
-            write = product(inverse, v * beta[:, None], PRECISION)
-            store_tile(write_ptr, place, V, values, inside, V, write)
+    place = tokens * heads + head
+    beta = tl.load(beta_ptr + tokens * stride_bt + head, mask=inside, other=0.0)
+    beta = beta.to(tl.float32)
+    c = tl.load(decay_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    inverse = load_tile(inverse_ptr, place, CHUNK, slots, inside, CHUNK)
+    weight = (beta * k_scale * tl.exp(c))[:, None]
+    for start in range(0, K, BLOCK):
+        keys = start + tl.arange(0, BLOCK)
+        k = load_tile(k_ptr + key_head * stride_kh, tokens, stride_kt, keys, inside, K)
+        read = product(inverse, k * weight, PRECISION)
+        store_tile(read_ptr, place, K, keys, inside, K, read)
+    for start in range(0, V, BLOCK):
+        values = start + tl.arange(0, BLOCK)
+        v = load_tile(v_ptr + head * stride_vh, tokens, stride_vt, values, inside, V)
+        write = product(inverse, v * beta[:, None], PRECISION)
+        store_tile(write_ptr, place, V, values, inside, V, write)
 
 
 @triton.jit(do_not_specialize=_POINTERS, launch_metadata=_output_work)
@@ -81,15 +82,9 @@ def output_kernel(
 
     From u (T, H * G, V) and S (N, H * G, K, V), the state before each chunk.
     """
-    chunk = tl.program_id(0).to(tl.int64)
-    key_head = tl.program_id(1)
-    H = tl.num_programs(1)
-    heads = H * G
-    first = tl.load(first_ptr + chunk)
-    length = tl.load(length_ptr + chunk)
-    offsets = tl.arange(0, CHUNK)
-    tokens = first + offsets
-    inside = offsets < length
+    first, length, tokens, inside = load_chunk(first_ptr, length_ptr, CHUNK)
+    head, heads, key_head, H = this_value_head(G)
+    slots = tl.arange(0, CHUNK)
     keys = tl.arange(0, BLOCK_K)
 
     q = load_tile(q_ptr + key_head * stride_qh, tokens, stride_qt, keys, inside, K)
@@ -97,17 +92,17 @@ def output_kernel(
     q_scale = tl.load(q_scale_ptr + tokens * H + key_head, mask=inside, other=0.0)
     k_scale = tl.load(k_scale_ptr + tokens * H + key_head, mask=inside, other=0.0)
     qk = product(q, tl.trans(k), PRECISION) * q_scale[:, None] * k_scale[None, :]
-    causal = offsets[:, None] >= offsets[None, :]
+    causal = slots[:, None] >= slots[None, :]
 
-    for member in range(G):
-        head = key_head * G + member
-        high, low, _, _ = load_decay(decay_ptr, first, length, heads, head, CHUNK)
-        inner = (qk * decay_between(high, low, high, low, causal)).to(q.dtype)
-        from_state = (q_scale * tl.exp(high))[:, None]
-        place = tokens * heads + head
-        for start in range(0, V, BLOCK_V):
-            values = start + tl.arange(0, BLOCK_V)
-            u = load_tile(write_ptr, place, V, values, inside, V)
-            state = load_state(state_ptr, chunk * heads + head, K, V, keys, values)
-            out = product(q, state, PRECISION) * from_state + product(inner, u, PRECISION)
-            store_tile(out_ptr, place, V, values, inside, V, out)
+    high, low, _, _ = load_decay(decay_ptr, first, length, heads, head, CHUNK)
+    inner = (qk * decay_between(high, low, high, low, causal)).to(q.dtype)
+    from_state = (q_scale * tl.exp(high))[:, None]
+    place = tokens * heads + head
+    for start in range(0, V, BLOCK_V):
+        values = start + tl.arange(0, BLOCK_V)
+        u = load_tile(write_ptr, place, V, values, inside, V)
+        state = load_state(
+            state_ptr, tl.program_id(0).to(tl.int64) * heads + head, K, V, keys, values
+        )
+        out = product(q, state, PRECISION) * from_state + product(inner, u, PRECISION)
+        store_tile(out_ptr, place, V, values, inside, V, out)

@@ -10,7 +10,17 @@ Shapes: `T tokens . H key heads . G value heads a key head . K, V head dims . N 
 import triton
 import triton.language as tl
 
-from .tiles import decay_between, load_decay, load_state, load_tile, product, store_tile
+from .tiles import (
+    decay_between,
+    load_chunk,
+    load_decay,
+    load_state,
+    load_tile,
+    product,
+    store_tile,
+    this_key_head,
+    this_value_head,
+)
 
 _POINTERS = ["first_ptr", "length_ptr"]
 _WITH_TOKENS = [*_POINTERS, "T"]
@@ -41,45 +51,37 @@ def inner_gradient_kernel(
     in d c (T, H * G) fp32. Pairs lie transposed, keys down and queries across: P^T then is an
     operand as it comes.
     """
-    chunk = tl.program_id(0).to(tl.int64)
-    key_head = tl.program_id(1)
-    H = tl.num_programs(1)
-    heads = H * G
-    first = tl.load(first_ptr + chunk)
-    length = tl.load(length_ptr + chunk)
-    offsets = tl.arange(0, CHUNK)
-    tokens = first + offsets
-    inside = offsets < length
-    causal = offsets[:, None] <= offsets[None, :]
-    strictly = offsets[:, None] < offsets[None, :]
+    first, length, tokens, inside = load_chunk(first_ptr, length_ptr, CHUNK)
+    head, heads, key_head, H = this_value_head(G)
+    slots = tl.arange(0, CHUNK)
+    causal = slots[:, None] <= slots[None, :]
+    strictly = slots[:, None] < slots[None, :]
     q_scale = tl.load(q_scale_ptr + tokens * H + key_head, mask=inside, other=0.0)
     k_scale = tl.load(k_scale_ptr + tokens * H + key_head, mask=inside, other=0.0)
 
-    for member in range(G):
-        head = key_head * G + member
-        place = tokens * heads + head
-        p = tl.zeros([CHUNK, CHUNK], tl.float32)
-        for start in range(0, K, BLOCK):
-            keys = start + tl.arange(0, BLOCK)
-            k = load_tile(k_ptr + key_head * stride_kh, tokens, stride_kt, keys, inside, K)
-            q = load_tile(q_ptr + key_head * stride_qh, tokens, stride_qt, keys, inside, K)
-            p += product(k, tl.trans(q), PRECISION)
-        high, low, _, _ = load_decay(decay_ptr, first, length, heads, head, CHUNK)
-        decay = decay_between(-high, -low, -high, -low, causal)
-        p *= decay * (k_scale[:, None] * q_scale[None, :])
-        grad_p = tl.zeros([CHUNK, CHUNK], tl.float32)
-        for start in range(0, V, BLOCK):
-            values = start + tl.arange(0, BLOCK)
-            at = grad_out_ptr + head * stride_oh
-            grad_out = load_tile(at, tokens, stride_ot, values, inside, V)
-            made = product(p.to(grad_out.dtype), grad_out, PRECISION)
-            store_tile(grad_write_ptr, place, V, values, inside, V, made)
-            u = load_tile(write_ptr, place, V, values, inside, V)
-            grad_p += product(u, tl.trans(grad_out), PRECISION)
-        # pairs on the diagonal hold no decay
-        pairs = tl.where(strictly, grad_p * p, 0.0)
-        tl.store(grad_c_ptr + place, tl.sum(pairs, 0) - tl.sum(pairs, 1), mask=inside)
-        store_tile(pair_qk_ptr, place, CHUNK, offsets, inside, CHUNK, grad_p * decay)
+    place = tokens * heads + head
+    p = tl.zeros([CHUNK, CHUNK], tl.float32)
+    for start in range(0, K, BLOCK):
+        keys = start + tl.arange(0, BLOCK)
+        k = load_tile(k_ptr + key_head * stride_kh, tokens, stride_kt, keys, inside, K)
+        q = load_tile(q_ptr + key_head * stride_qh, tokens, stride_qt, keys, inside, K)
+        p += product(k, tl.trans(q), PRECISION)
+    high, low, _, _ = load_decay(decay_ptr, first, length, heads, head, CHUNK)
+    decay = decay_between(-high, -low, -high, -low, causal)
+    p *= decay * (k_scale[:, None] * q_scale[None, :])
+    grad_p = tl.zeros([CHUNK, CHUNK], tl.float32)
+    for start in range(0, V, BLOCK):
+        values = start + tl.arange(0, BLOCK)
+        at = grad_out_ptr + head * stride_oh
+        grad_out = load_tile(at, tokens, stride_ot, values, inside, V)
+        made = product(p.to(grad_out.dtype), grad_out, PRECISION)
+        store_tile(grad_write_ptr, place, V, values, inside, V, made)
+        u = load_tile(write_ptr, place, V, values, inside, V)
+        grad_p += product(u, tl.trans(grad_out), PRECISION)
+    # pairs on the diagonal hold no decay
+    pairs = tl.where(strictly, grad_p * p, 0.0)
+    tl.store(grad_c_ptr + place, tl.sum(pairs, 0) - tl.sum(pairs, 1), mask=inside)
+    store_tile(pair_qk_ptr, place, CHUNK, slots, inside, CHUNK, grad_p * decay)
 
 
 @triton.jit(
@@ -97,53 +99,52 @@ def value_gradient_kernel(
     R = A^-T d u over `grad_write`; d v (T, H * G, V); M + M^T (T, H * G, CHUNK); the share of pairs
     of keys added to d c, and d beta but for the state's share, (T, H * G) fp32.
     """
-    chunk = tl.program_id(0).to(tl.int64)
-    key_head = tl.program_id(1)
-    H = tl.num_programs(1)
-    heads = H * G
-    first = tl.load(first_ptr + chunk)
-    length = tl.load(length_ptr + chunk)
-    offsets = tl.arange(0, CHUNK)
-    tokens = first + offsets
-    inside = offsets < length
-    strictly = offsets[:, None] > offsets[None, :]
+    first, length, tokens, inside = load_chunk(first_ptr, length_ptr, CHUNK)
+    head, heads, key_head, H = this_value_head(G)
+    slots = tl.arange(0, CHUNK)
+    strictly = slots[:, None] > slots[None, :]
     k_scale = tl.load(k_scale_ptr + tokens * H + key_head, mask=inside, other=0.0)
 
-    for member in range(G):
-        head = key_head * G + member
-        place = tokens * heads + head
-        beta = tl.load(beta_ptr + tokens * stride_bt + head, mask=inside, other=0.0)
-        beta = beta.to(tl.float32)
-        inverse = load_tile(inverse_ptr, place, CHUNK, offsets, inside, CHUNK)
-        grad_a = tl.zeros([CHUNK, CHUNK], tl.float32)
-        grad_beta = tl.zeros([CHUNK], tl.float32)
-        for start in range(0, V, BLOCK):
-            values = start + tl.arange(0, BLOCK)
-            grad_u = load_tile(grad_write_ptr, place, V, values, inside, V)
-            r = product(tl.trans(inverse), grad_u, PRECISION)
-            store_tile(grad_write_ptr, place, V, values, inside, V, r)
-            store_tile(grad_v_ptr, place, V, values, inside, V, r * beta[:, None])
-            v = load_tile(v_ptr + head * stride_vh, tokens, stride_vt, values, inside, V)
-            grad_beta += tl.sum(r * v, 1)
-            u = load_tile(write_ptr, place, V, values, inside, V)
-            grad_a -= product(r.to(u.dtype), tl.trans(u), PRECISION)
+    place = tokens * heads + head
+    beta = tl.load(beta_ptr + tokens * stride_bt + head, mask=inside, other=0.0)
+    beta = beta.to(tl.float32)
+    inverse = load_tile(inverse_ptr, place, CHUNK, slots, inside, CHUNK)
+    grad_a = tl.zeros([CHUNK, CHUNK], tl.float32)
+    grad_beta = tl.zeros([CHUNK], tl.float32)
+    for start in range(0, V, BLOCK):
+        values = start + tl.arange(0, BLOCK)
+        grad_u = load_tile(grad_write_ptr, place, V, values, inside, V)
+        r = product(tl.trans(inverse), grad_u, PRECISION)
+        store_tile(grad_write_ptr, place, V, values, inside, V, r)
+        store_tile(grad_v_ptr, place, V, values, inside, V, r * beta[:, None])
+        v = load_tile(v_ptr + head * stride_vh, tokens, stride_vt, values, inside, V)
+        grad_beta += tl.sum(r * v, 1)
+        u = load_tile(write_ptr, place, V, values, inside, V)
+        grad_a -= product(r.to(u.dtype), tl.trans(u), PRECISION)
 
-        kk = tl.zeros([CHUNK, CHUNK], tl.float32)
-        for start in range(0, K, BLOCK):
-            keys = start + tl.arange(0, BLOCK)
-            k = load_tile(k_ptr + key_head * stride_kh, tokens, stride_kt, keys, inside, K)
-            kk += product(k, tl.trans(k), PRECISION)
-        high, low, _, _ = load_decay(decay_ptr, first, length, heads, head, CHUNK)
-        grad_a *= decay_between(high, low, high, low, strictly)
-        pairs = grad_a * kk * (k_scale[:, None] * k_scale[None, :])
-        grad_beta += tl.sum(pairs, 1)
-        tl.store(grad_beta_ptr + place, grad_beta, mask=inside)
-        pairs *= beta[:, None]
-        grad_c = tl.load(grad_c_ptr + place, mask=inside, other=0.0)
-        grad_c += tl.sum(pairs, 1) - tl.sum(pairs, 0)
-        tl.store(grad_c_ptr + place, grad_c, mask=inside)
-        m = grad_a * beta[:, None]
-        store_tile(pair_kk_ptr, place, CHUNK, offsets, inside, CHUNK, m + tl.trans(m))
+    kk = tl.zeros([CHUNK, CHUNK], tl.float32)
+    for start in range(0, K, BLOCK):
+        keys = start + tl.arange(0, BLOCK)
+        k = load_tile(k_ptr + key_head * stride_kh, tokens, stride_kt, keys, inside, K)
+        kk += product(k, tl.trans(k), PRECISION)
+    high, low, _, _ = load_decay(decay_ptr, first, length, heads, head, CHUNK)
+    grad_a *= decay_between(high, low, high, low, strictly)
+    pairs = grad_a * kk * (k_scale[:, None] * k_scale[None, :])
+    grad_beta += tl.sum(pairs, 1)
+    tl.store(grad_beta_ptr + place, grad_beta, mask=inside)
+    pairs *= beta[:, None]
+    grad_c = tl.load(grad_c_ptr + place, mask=inside, other=0.0)
+    grad_c += tl.sum(pairs, 1) - tl.sum(pairs, 0)
+    tl.store(grad_c_ptr + place, grad_c, mask=inside)
+    m = grad_a * beta[:, None]
+    store_tile(pair_kk_ptr, place, CHUNK, slots, inside, CHUNK, m + tl.trans(m))
+
+
+@triton.jit
+def _unit_rows(ptr, stride_row, scale_ptr, H, rows, is_row, columns, width):
+    """Rows of q or k scaled to their lengths, fp32."""
+    scale = tl.load(scale_ptr + rows * H, mask=is_row, other=0.0)
+    return load_tile(ptr, rows, stride_row, columns, is_row, width) * scale[:, None]
 
 
 @triton.jit(
@@ -155,36 +156,31 @@ def state_gradient_kernel(
     pair_qk_ptr, pair_kk_ptr, decay_ptr, q_scale_ptr, k_scale_ptr, first_ptr, length_ptr,
     grad_q_ptr, grad_k_ptr, part_g_ptr, part_beta_ptr,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_bt, stride_ot, stride_oh, T, G, K, V,
-    CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Key columns program_id(2) of d unit q and d unit k (T, H, K) fp32 of one chunk.
 
     From u and R (T, H * G, V), S and d S' (N, H * G, K, V), and the pairs' coefficients. What these
     columns of the states say of d g and d beta goes to part (K blocks, T, H * G) fp32.
     """
-    chunk = tl.program_id(0).to(tl.int64)
-    key_head = tl.program_id(1)
-    H = tl.num_programs(1)
-    heads = H * G
-    first = tl.load(first_ptr + chunk)
-    length = tl.load(length_ptr + chunk)
-    offsets = tl.arange(0, CHUNK)
-    tokens = first + offsets
-    inside = offsets < length
+    first, length, tokens, inside = load_chunk(first_ptr, length_ptr, CHUNK)
+    key_head, H, heads = this_key_head(G)
+    slots = tl.arange(0, CHUNK)
     keys = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
     q_scale = tl.load(q_scale_ptr + tokens * H + key_head, mask=inside, other=0.0)
     k_scale = tl.load(k_scale_ptr + tokens * H + key_head, mask=inside, other=0.0)
     grad_q = tl.zeros([CHUNK, BLOCK_K], tl.float32)
     grad_k = tl.zeros([CHUNK, BLOCK_K], tl.float32)
 
-    for member in range(G):
+    for member in tl.range(G, disable_licm=True):
         head = key_head * G + member
         high, low, last, last_low = load_decay(decay_ptr, first, length, heads, head, CHUNK)
         since_start = tl.exp(high)
         beta = tl.load(beta_ptr + tokens * stride_bt + head, mask=inside, other=0.0)
         beta = beta.to(tl.float32)
         place = tokens * heads + head
-        at_state = chunk * heads + head
+        at_state = tl.program_id(0).to(tl.int64) * heads + head
         key_ptr = k_ptr + key_head * stride_kh
         query_ptr = q_ptr + key_head * stride_qh
 
@@ -231,15 +227,29 @@ def state_gradient_kernel(
         tl.store(part_g_ptr + part, tl.cumsum(grad_c, 0, reverse=True) + whole, mask=inside)
         tl.store(part_beta_ptr + part, -along, mask=inside)
 
-        # q and k again: as operands they would fill half the register file throughout
-        q = load_tile(query_ptr, tokens, stride_qt, keys, inside, K)
-        pair = load_tile(pair_qk_ptr, place, CHUNK, offsets, inside, CHUNK)
-        grad_k += product(pair, q * q_scale[:, None], PRECISION)
-        k = load_tile(key_ptr, tokens, stride_kt, keys, inside, K)
-        k = k * k_scale[:, None]
-        grad_q += product(tl.trans(pair), k, PRECISION)
-        pair = load_tile(pair_kk_ptr, place, CHUNK, offsets, inside, CHUNK)
-        grad_k += product(pair, k, PRECISION)
+        # the pairs' products, one a loop: side by side, each warp would hold all columns of q and k
+        for start in range(0, CHUNK, BLOCK_C):
+            others = start + tl.arange(0, BLOCK_C)
+            is_row = others < length
+            pair = load_tile(pair_qk_ptr, place, CHUNK, others, inside, CHUNK)
+            at = q_scale_ptr + key_head
+            unit = _unit_rows(query_ptr, stride_qt, at, H, first + others, is_row, keys, K)
+            grad_k += product(pair, unit, PRECISION)
+        for start in range(0, CHUNK, BLOCK_C):
+            others = start + tl.arange(0, BLOCK_C)
+            is_row = others < length
+            of_others = (first + others) * heads + head
+            pair = load_tile(pair_qk_ptr, of_others, CHUNK, slots, is_row, CHUNK)
+            at = k_scale_ptr + key_head
+            unit = _unit_rows(key_ptr, stride_kt, at, H, first + others, is_row, keys, K)
+            grad_q += product(tl.trans(pair), unit, PRECISION)
+        for start in range(0, CHUNK, BLOCK_C):
+            others = start + tl.arange(0, BLOCK_C)
+            is_row = others < length
+            pair = load_tile(pair_kk_ptr, place, CHUNK, others, inside, CHUNK)
+            at = k_scale_ptr + key_head
+            unit = _unit_rows(key_ptr, stride_kt, at, H, first + others, is_row, keys, K)
+            grad_k += product(pair, unit, PRECISION)
 
     place = tokens * H + key_head
     store_tile(grad_q_ptr, place, K, keys, inside, K, grad_q)
@@ -263,15 +273,8 @@ def finish_kernel(
     CHUNK: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums over the K blocks, and back through the normalisation of q and k, of one chunk."""
-    chunk = tl.program_id(0).to(tl.int64)
-    key_head = tl.program_id(1)
-    H = tl.num_programs(1)
-    heads = H * G
-    first = tl.load(first_ptr + chunk)
-    length = tl.load(length_ptr + chunk)
-    offsets = tl.arange(0, CHUNK)
-    tokens = first + offsets
-    inside = offsets < length
+    _first, _length, tokens, inside = load_chunk(first_ptr, length_ptr, CHUNK)
+    key_head, H, heads = this_key_head(G)
     keys = tl.arange(0, BLOCK_K)
     place = tokens * H + key_head
 
@@ -286,7 +289,7 @@ def finish_kernel(
     grad = _through_norm(grad, k, k_scale, 1.0)
     store_tile(grad_k_ptr, place, K, keys, inside, K, grad)
 
-    for member in range(G):
+    for member in tl.range(G, disable_licm=True):
         place = tokens * heads + key_head * G + member
         grad_c = tl.load(pair_c_ptr + place, mask=inside, other=0.0)
         grad_g = tl.cumsum(grad_c, 0, reverse=True)

@@ -1,4 +1,4 @@
-"""Launching the kernels: block sizes, the buffers between them, and what runs when.
+"""Launching the kernels: the buffers between them, and what runs when. Their sizes are in `sizes`.
 
     prepare    system -> solve
     forward    prepare -> scan -> output
@@ -25,11 +25,9 @@ from .gradient_kernels import (
 )
 from .row_chunks import RowChunks
 from .scan_kernels import reverse_scan_kernel, scan_kernel
+from .sizes import SIZES, block
 from .system_kernels import system_kernel
 
-# value columns of a program that scans: few, as such programs are all that runs at a time
-_SCAN_BLOCK_V = 32
-_LEAST_BLOCK = 16  # of a product on tensor cores
 _FUSED = {"enable_fp_fusion": True}  # Triton warns where this is left to its default
 
 
@@ -56,24 +54,39 @@ class Inputs:
         return self.q.shape[2] ** -0.5
 
     @property
-    def chunk_grid(self) -> tuple[int, int]:
+    def key_grid(self) -> tuple[int, int]:
+        """A program a chunk and key head."""
         return self.rows.num_chunks, self.q.shape[1]
 
     @property
-    def scan_grid(self) -> tuple[int]:
-        blocks = -(-self.v.shape[2] // _block(self.v.shape[2], _SCAN_BLOCK_V))
-        return (self.rows.num_rows * self.value_heads * blocks,)
+    def value_grid(self) -> tuple[int, int]:
+        """A program a chunk and value head."""
+        return self.rows.num_chunks, self.value_heads
 
-    def options(self, num_warps: int, num_stages: int, **blocks: int) -> dict[str, object]:
-        """Sizes and launch options of a kernel; `blocks` are the most columns of its tiles."""
+    def scan_grid(self, kernel: str) -> tuple[int]:
+        """A program a row, value head and block of value columns."""
+        return (self.rows.num_rows * self.value_heads * self.num_blocks(kernel, "BLOCK_V"),)
+
+    def num_blocks(self, kernel: str, name: str) -> int:
+        """Into how many blocks the kernel cuts a head's columns."""
+        width, most = self._widths[name], SIZES[kernel].most[name]
+        return -(-width // block(width, most))
+
+    @property
+    def _widths(self) -> dict[str, int]:
         K, V = self.q.shape[2], self.v.shape[2]
-        width = {"BLOCK_K": K, "BLOCK_V": V, "BLOCK": max(K, V)}
+        return {"BLOCK_K": K, "BLOCK_V": V, "BLOCK": max(K, V), "BLOCK_C": self.rows.chunk_size}
+
+    def options(self, kernel: str) -> dict[str, object]:
+        """Head dims, sizes and launch options of a kernel."""
+        sizes = SIZES[kernel]
         return {
-            "G": self.value_heads // self.q.shape[1], "K": K, "CHUNK": self.rows.chunk_size,
+            "G": self.value_heads // self.q.shape[1], "K": self.q.shape[2],
+            "CHUNK": self.rows.chunk_size,
             # the inverse of 16-bit inputs is rounded to 16 bits: one tf32 product is finer
             "PRECISION": "tf32" if self.q.itemsize == 2 else "tf32x3",
-            "num_warps": num_warps, "num_stages": num_stages, **_FUSED,
-            **{name: _block(width[name], most) for name, most in blocks.items()},
+            "num_warps": sizes.num_warps, "num_stages": sizes.num_stages, **_FUSED,
+            **{name: block(self._widths[name], most) for name, most in sizes.most.items()},
         }  # fmt: skip
 
     def gates(self) -> dict[str, object]:
@@ -128,22 +141,21 @@ class Inside:
 
 def forward(inputs: Inputs) -> Tensor:
     """o (T, H * G, V) in v's dtype."""
-    K, V = inputs.q.shape[2], inputs.v.shape[2]
     with torch.cuda.device_of(inputs.v):
         inside = _prepare(inputs)
         state = _scan(inputs, inside)
         out = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
-        output_kernel[inputs.chunk_grid](
+        output_kernel[inputs.value_grid](
             **inputs.query(), **inputs.key(), **inputs.tables(), **inside.scales(),
             write_ptr=inside.write, state_ptr=state, out_ptr=out,
-            V=V, **inputs.options(4, 2, BLOCK_K=K, BLOCK_V=64),
+            V=inputs.v.shape[2], **inputs.options("output"),
         )  # fmt: skip
     return out
 
 
 def backward(inputs: Inputs, grad_out: Tensor) -> tuple[Tensor, ...]:
     """d q, d k (T, H, K), d v (T, H * G, V), d g, d beta (T, H * G), each in its input's dtype."""
-    K, V = inputs.q.shape[2], inputs.v.shape[2]
+    V = inputs.v.shape[2]
     upstream = {
         "grad_out_ptr": grad_out, "stride_ot": grad_out.stride(0), "stride_oh": grad_out.stride(1),
     }  # fmt: skip
@@ -157,40 +169,40 @@ def backward(inputs: Inputs, grad_out: Tensor) -> tuple[Tensor, ...]:
         state = _scan(inputs, inside)
         grad_write = torch.empty_like(inside.write)
         pair_qk, pair_c = torch.empty_like(inside.inverse), _fp32(inputs.g.shape, inputs)
-        inner_gradient_kernel[inputs.chunk_grid](
+        inner_gradient_kernel[inputs.value_grid](
             **inputs.query(), **inputs.key(), **inputs.tables(), **inside.scales(), **upstream,
             write_ptr=inside.write, grad_write_ptr=grad_write, pair_qk_ptr=pair_qk,
-            grad_c_ptr=pair_c, V=V, **inputs.options(8, 1, BLOCK=32),
+            grad_c_ptr=pair_c, V=V, **inputs.options("inner_gradient"),
         )  # fmt: skip
         grad_state = torch.empty_like(state)
-        reverse_scan_kernel[inputs.scan_grid](
+        reverse_scan_kernel[inputs.scan_grid("reverse_scan")](
             **inputs.query(), **inputs.key(), **inputs.row_tables(), **inside.scales(), **upstream,
             read_ptr=inside.read, write_ptr=grad_write, state_ptr=grad_state, H=inputs.q.shape[1],
-            V=V, **inputs.options(4, 2, BLOCK_K=K, BLOCK_V=_SCAN_BLOCK_V),
+            V=V, **inputs.options("reverse_scan"),
         )  # fmt: skip
         pair_kk, pair_beta = torch.empty_like(inside.inverse), _fp32(inputs.g.shape, inputs)
-        value_gradient_kernel[inputs.chunk_grid](
+        value_gradient_kernel[inputs.value_grid](
             **inputs.key(), **inputs.value(), **inputs.tables(), **inside.key_scales(), **strengths,
             write_ptr=inside.write, inverse_ptr=inside.inverse, grad_write_ptr=grad_write,
             grad_c_ptr=pair_c, grad_v_ptr=grad_v, pair_kk_ptr=pair_kk, grad_beta_ptr=pair_beta,
-            V=V, **inputs.options(8, 1, BLOCK=32),
+            V=V, **inputs.options("value_gradient"),
         )  # fmt: skip
         unit_q, unit_k = (_fp32(inputs.q.shape, inputs) for _ in range(2))
-        parts = -(-K // _block(K, 64))
+        parts = inputs.num_blocks("state_gradient", "BLOCK_K")
         part_g, part_beta = (_fp32((parts, *inputs.g.shape), inputs) for _ in range(2))
-        state_gradient_kernel[*inputs.chunk_grid, parts](
+        state_gradient_kernel[*inputs.key_grid, parts](
             **inputs.query(), **inputs.key(), **inputs.tables(), **inside.scales(), **upstream,
             **strengths, write_ptr=inside.write, state_ptr=state, grad_write_ptr=grad_write,
             grad_state_ptr=grad_state, pair_qk_ptr=pair_qk, pair_kk_ptr=pair_kk, grad_q_ptr=unit_q,
             grad_k_ptr=unit_k, part_g_ptr=part_g, part_beta_ptr=part_beta, V=V,
-            T=inputs.rows.num_tokens, **inputs.options(8, 1, BLOCK_K=64, BLOCK_V=32),
+            T=inputs.rows.num_tokens, **inputs.options("state_gradient"),
         )  # fmt: skip
-        finish_kernel[inputs.chunk_grid](
+        finish_kernel[inputs.key_grid](
             **inputs.query(), **inputs.key(), **inputs.tables(), q_scale_ptr=inside.q_scale,
             k_scale_ptr=inside.k_scale, unit_q_ptr=unit_q, unit_k_ptr=unit_k, pair_c_ptr=pair_c,
             pair_beta_ptr=pair_beta, part_g_ptr=part_g, part_beta_ptr=part_beta, grad_q_ptr=grad_q,
             grad_k_ptr=grad_k, grad_g_ptr=grad_g, grad_beta_ptr=grad_beta, V=V, PARTS=parts,
-            T=inputs.rows.num_tokens, scale=inputs.scale, **inputs.options(8, 1, BLOCK_K=K),
+            T=inputs.rows.num_tokens, scale=inputs.scale, **inputs.options("finish"),
         )  # fmt: skip
     return grad_q, grad_k, grad_v, grad_g, grad_beta
 
@@ -211,17 +223,17 @@ def _prepare(inputs: Inputs) -> Inside:
         write=q.new_empty(T, heads, v.shape[2]),
         inverse=q.new_empty(T, heads, inputs.rows.chunk_size),
     )
-    system_kernel[inputs.chunk_grid](
+    system_kernel[inputs.key_grid](
         **inputs.query(), **inputs.key(), **inputs.tables(), **inputs.gates(), **inside.scales(),
         inverse_ptr=inside.inverse, scale=inputs.scale,
         LEVELS=inputs.rows.chunk_size.bit_length() - 2,
-        **inputs.options(2, 1, BLOCK_K=64),
+        **inputs.options("system"),
     )  # fmt: skip
-    solve_kernel[inputs.chunk_grid](
+    solve_kernel[inputs.value_grid](
         **inputs.key(), **inputs.value(), **inputs.tables(), beta_ptr=inputs.beta,
         stride_bt=inputs.beta.stride(0), inverse_ptr=inside.inverse, decay_ptr=inside.decay,
         k_scale_ptr=inside.k_scale, read_ptr=inside.read, write_ptr=inside.write,
-        V=v.shape[2], **inputs.options(4, 1, BLOCK=64),
+        V=v.shape[2], **inputs.options("solve"),
     )  # fmt: skip
     return inside
 
@@ -231,15 +243,9 @@ def _scan(inputs: Inputs, inside: Inside) -> Tensor:
     q, v = inputs.q, inputs.v
     K, V = q.shape[2], v.shape[2]
     state = q.new_empty(inputs.rows.num_chunks, inputs.value_heads, K, V)
-    scan_kernel[inputs.scan_grid](
+    scan_kernel[inputs.scan_grid("scan")](
         **inputs.key(), **inputs.row_tables(), read_ptr=inside.read, write_ptr=inside.write,
         decay_ptr=inside.decay, k_scale_ptr=inside.k_scale, state_ptr=state, H=q.shape[1],
-        V=V, **inputs.options(4, 2, BLOCK_K=K, BLOCK_V=_SCAN_BLOCK_V),
+        V=V, **inputs.options("scan"),
     )  # fmt: skip
     return state
-
-
-def _block(width: int, most: int) -> int:
-    """A power of two that covers `width` columns, or as many as `most`."""
-    covering = 1 << max(0, width - 1).bit_length()
-    return max(_LEAST_BLOCK, min(covering, 1 << max(0, most - 1).bit_length()))

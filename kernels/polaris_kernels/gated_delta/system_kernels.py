@@ -109,7 +109,7 @@ def system_kernel(
     kk10 *= unit1[:, None] * unit0[None, :]
     kk11 *= unit1[:, None] * unit1[None, :]
 
-    for member in range(G):
+    for member in tl.range(G, disable_licm=True):
         head = key_head * G + member
         high0, low0, middle, beta0 = _load_gates(
             g_ptr, stride_gt, beta_ptr, stride_bt, decay_ptr, t0, in0, head, heads, 0.0

@@ -10,6 +10,31 @@ import triton.language as tl
 
 
 @triton.jit
+def load_chunk(first_ptr, length_ptr, CHUNK: tl.constexpr):
+    """Chunk program_id(0): its first token, how many it has, and its slots' (CHUNK,) token numbers
+    and whether they hold one."""
+    chunk = tl.program_id(0).to(tl.int64)
+    first = tl.load(first_ptr + chunk)
+    length = tl.load(length_ptr + chunk)
+    slots = tl.arange(0, CHUNK)
+    return first, length, first + slots, slots < length
+
+
+@triton.jit
+def this_key_head(G):
+    """Key head program_id(1), of how many, and how many value heads there are."""
+    H = tl.num_programs(1)
+    return tl.program_id(1).to(tl.int64), H, H * G
+
+
+@triton.jit
+def this_value_head(G):
+    """Value head program_id(1), of how many, its key head, and how many of those there are."""
+    head, heads = tl.program_id(1), tl.num_programs(1)
+    return head.to(tl.int64), heads, (head // G).to(tl.int64), heads // G
+
+
+@triton.jit
 def load_tile(ptr, rows, stride_row, columns, is_row, width):
     """(CHUNK, columns) of a matrix whose columns are adjacent; 0 outside."""
     at = ptr + rows[:, None] * stride_row + columns[None, :]
