@@ -3,8 +3,6 @@
 Shapes: `a (m, k) . b (k, n)`.
 """
 
-import mmap
-
 import pytest
 import torch
 
@@ -12,6 +10,8 @@ from polaris_kernels.backends import native_library, native_multiply
 from polaris_kernels.backends.native_library import LibraryError, NativeLibrary
 from polaris_kernels.backends.native_multiply import Multiplier
 from polaris_kernels.testing import no_worse_than_torch
+
+from .sparse import sparse_zeros
 
 if not native_library.PATH.exists():
     pytest.skip(native_library.REBUILD, allow_module_level=True)
@@ -96,16 +96,10 @@ def test_rows_more_than_2_to_the_31_elements_apart(library, dtype):
     near = torch.empty(2, 40)
     library.gemm(a, b, near, add=False)
     stride = 2**31 + 64
-    far_a = sparse_memory(stride + 33, dtype).as_strided((2, 33), (stride, 1)).copy_(a)
-    far = sparse_memory(stride + 40, torch.float32).as_strided((2, 40), (stride, 1))
+    far_a = sparse_zeros(stride + 33, dtype=dtype).as_strided((2, 33), (stride, 1)).copy_(a)
+    far = sparse_zeros(stride + 40, dtype=torch.float32).as_strided((2, 40), (stride, 1))
     library.gemm(far_a, b, far, add=False)
     assert torch.equal(far, near)
-
-
-def sparse_memory(numel, dtype):
-    """Zeros; untouched pages of an anonymous map cost nothing."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    return torch.frombuffer(mmap.mmap(-1, numel * dtype.itemsize, flags=flags), dtype=dtype)
 
 
 def test_neither_threads_nor_cuts_change_a_bit(library, dtype, monkeypatch):

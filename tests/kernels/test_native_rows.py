@@ -3,7 +3,6 @@
 Shapes: `C rows . V columns`.
 """
 
-import mmap
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from polaris_kernels.problem import HeadProblem, make_problem
 from polaris_kernels.testing import no_worse_than_torch
 
 from .cases import assert_close
+from .sparse import sparse_zeros
 
 if not native_library.PATH.exists():
     pytest.skip(native_library.REBUILD, allow_module_level=True)
@@ -323,10 +323,7 @@ def test_the_thread_count_does_not_change_a_bit(library, dtype, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rows_more_than_2_to_the_31_elements_apart(library, dtype):
     V, stride = 50, 2**31 + 64
-    # untouched pages of an anonymous map cost nothing
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    memory = mmap.mmap(-1, (stride + V) * dtype.itemsize, flags=flags)
-    z = torch.frombuffer(memory, dtype=dtype).as_strided((2, V), (stride, 1))
+    z = sparse_zeros(stride + V, dtype=dtype).as_strided((2, V), (stride, 1))
     raw = torch.randn(2, V, generator=torch.Generator().manual_seed(3)).to(dtype)
     z.copy_(raw)
     near = run(library, problem_of(2, V), raw, weights_of(2))

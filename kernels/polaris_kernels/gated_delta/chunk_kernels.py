@@ -20,23 +20,12 @@ from .tiles import (
     store_tile,
     this_value_head,
 )
+from .work import output_work, solve_work
 
 _POINTERS = ["first_ptr", "length_ptr"]
 
 
-def _solve_work(grid, kernel, args):
-    heads, chunk = grid[1] * args["G"], args["CHUNK"]
-    products = 2 * chunk * chunk * (args["K"] + args["V"])
-    return {"name": f"{kernel.name}_N{grid[0]}", "flops": grid[0] * heads * products}
-
-
-def _output_work(grid, kernel, args):
-    heads, chunk = grid[1] * args["G"], args["CHUNK"]
-    products = 2 * chunk * (args["K"] * args["V"] + chunk * args["V"])
-    return {"name": f"{kernel.name}_N{grid[0]}", "flops": grid[0] * heads * products}
-
-
-@triton.jit(do_not_specialize=_POINTERS, launch_metadata=_solve_work)
+@triton.jit(do_not_specialize=_POINTERS, launch_metadata=solve_work)
 def solve_kernel(
     k_ptr, v_ptr, beta_ptr, inverse_ptr, decay_ptr, k_scale_ptr, first_ptr, length_ptr,
     read_ptr, write_ptr,
@@ -71,7 +60,7 @@ def solve_kernel(
         store_tile(write_ptr, place, V, values, inside, V, write)
 
 
-@triton.jit(do_not_specialize=_POINTERS, launch_metadata=_output_work)
+@triton.jit(do_not_specialize=_POINTERS, launch_metadata=output_work)
 def output_kernel(
     q_ptr, k_ptr, write_ptr, state_ptr, decay_ptr, q_scale_ptr, k_scale_ptr,
     first_ptr, length_ptr, out_ptr,

@@ -21,23 +21,13 @@ from .tiles import (
     this_key_head,
     this_value_head,
 )
+from .work import finish_work, inner_gradient_work, state_gradient_work, value_gradient_work
 
 _POINTERS = ["first_ptr", "length_ptr"]
 _WITH_TOKENS = [*_POINTERS, "T"]
 
 
-def _work(of_a_head):
-    def metadata(grid, kernel, args):
-        flops = 2 * grid[0] * grid[1] * args["G"] * of_a_head(args["CHUNK"], args["K"], args["V"])
-        return {"name": f"{kernel.name}_N{grid[0]}", "flops": flops}
-
-    return metadata
-
-
-@triton.jit(
-    do_not_specialize=_POINTERS,
-    launch_metadata=_work(lambda chunk, K, V: chunk * chunk * (K + 2 * V)),
-)
+@triton.jit(do_not_specialize=_POINTERS, launch_metadata=inner_gradient_work)
 def inner_gradient_kernel(
     q_ptr, k_ptr, write_ptr, grad_out_ptr,
     decay_ptr, q_scale_ptr, k_scale_ptr, first_ptr, length_ptr,
@@ -84,10 +74,7 @@ def inner_gradient_kernel(
     store_tile(pair_qk_ptr, place, CHUNK, slots, inside, CHUNK, grad_p * decay)
 
 
-@triton.jit(
-    do_not_specialize=_POINTERS,
-    launch_metadata=_work(lambda chunk, K, V: chunk * chunk * (K + 2 * V)),
-)
+@triton.jit(do_not_specialize=_POINTERS, launch_metadata=value_gradient_work)
 def value_gradient_kernel(
     k_ptr, v_ptr, beta_ptr, write_ptr, inverse_ptr, grad_write_ptr, grad_c_ptr,
     decay_ptr, k_scale_ptr, first_ptr, length_ptr, grad_v_ptr, pair_kk_ptr, grad_beta_ptr,
@@ -147,10 +134,7 @@ def _unit_rows(ptr, stride_row, scale_ptr, H, rows, is_row, columns, width):
     return load_tile(ptr, rows, stride_row, columns, is_row, width) * scale[:, None]
 
 
-@triton.jit(
-    do_not_specialize=_WITH_TOKENS,
-    launch_metadata=_work(lambda chunk, K, V: 3 * chunk * K * (V + chunk)),
-)
+@triton.jit(do_not_specialize=_WITH_TOKENS, launch_metadata=state_gradient_work)
 def state_gradient_kernel(
     q_ptr, k_ptr, beta_ptr, write_ptr, state_ptr, grad_out_ptr, grad_write_ptr, grad_state_ptr,
     pair_qk_ptr, pair_kk_ptr, decay_ptr, q_scale_ptr, k_scale_ptr, first_ptr, length_ptr,
@@ -264,7 +248,7 @@ def _through_norm(grad, x, scale, factor):
     return (grad - x * along[:, None]) * scale[:, None]
 
 
-@triton.jit(do_not_specialize=_WITH_TOKENS, launch_metadata=_work(lambda chunk, K, V: 0))
+@triton.jit(do_not_specialize=_WITH_TOKENS, launch_metadata=finish_work)
 def finish_kernel(
     q_ptr, k_ptr, q_scale_ptr, k_scale_ptr, first_ptr, length_ptr,
     unit_q_ptr, unit_k_ptr, pair_c_ptr, pair_beta_ptr, part_g_ptr, part_beta_ptr,
@@ -298,6 +282,6 @@ def finish_kernel(
         for _ in range(PARTS):
             grad_g += tl.load(part_g_ptr + at, mask=inside, other=0.0)
             grad_beta += tl.load(part_beta_ptr + at, mask=inside, other=0.0)
-            at += T * heads
+            at += tl.cast(T, tl.int64) * heads
         tl.store(grad_g_ptr + place, grad_g.to(grad_g_ptr.dtype.element_ty), mask=inside)
         tl.store(grad_beta_ptr + place, grad_beta.to(grad_beta_ptr.dtype.element_ty), mask=inside)

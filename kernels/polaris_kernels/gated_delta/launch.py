@@ -33,7 +33,8 @@ _FUSED = {"enable_fp_fusion": True}  # Triton warns where this is left to its de
 
 @dataclass(frozen=True)
 class Inputs:
-    """Tensors of one call, last dimensions adjacent."""
+    """Tensors of one call: last dimensions adjacent; K, V and all distances in q, k and v multiples
+    of 16 elements."""
 
     q: Tensor
     """(T, H, K)"""
@@ -44,14 +45,12 @@ class Inputs:
     """(T, H * G)"""
     beta: Tensor
     rows: RowChunks
+    scale: float
+    """of q beside its length"""
 
     @property
     def value_heads(self) -> int:
         return self.v.shape[1]
-
-    @property
-    def scale(self) -> float:
-        return self.q.shape[2] ** -0.5
 
     @property
     def key_grid(self) -> tuple[int, int]:
@@ -122,7 +121,7 @@ class Inside:
     decay: Tensor
     """(T, H * G) fp64, running sum of g in each chunk"""
     q_scale: Tensor
-    """(T, H) fp32, 1 / (|q| sqrt(K))"""
+    """(T, H) fp32, scale / |q|"""
     k_scale: Tensor
     """(T, H) fp32, 1 / |k|"""
     read: Tensor

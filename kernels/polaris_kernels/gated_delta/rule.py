@@ -15,6 +15,8 @@ from .row_chunks import RowChunks
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # a chunk of q and of k, and their gradients in fp32, stay on chip
 MAX_KEY_DIM = 128
+# elements, and bytes of an address: what Triton's compiler tells apart
+_ALIGNED = 16
 
 
 def gated_delta_rule(
@@ -40,8 +42,10 @@ def gated_delta_rule(
         ValueError: shapes, dtypes or devices that do not fit, or tensors not on CUDA.
     """
     _check(q, k, v, g, beta, rows)
-    out: Tensor = _GatedDeltaRule.apply(q, k, v, g, beta, rows)
-    return out
+    width = v.shape[2]
+    wide = [_padded(x) for x in (q, k, v)]
+    out: Tensor = _GatedDeltaRule.apply(*wide, g, beta, rows, q.shape[2] ** -0.5)
+    return out if out.shape[2] == width else out[..., :width]
 
 
 class _GatedDeltaRule(torch.autograd.Function):
@@ -49,15 +53,23 @@ class _GatedDeltaRule(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, rows: RowChunks
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        g: Tensor,
+        beta: Tensor,
+        rows: RowChunks,
+        scale: float,
     ) -> Tensor:
         # Triton takes a second to import and reads its environment when it is
         from . import launch
 
-        q, k, v, g, beta = (_adjacent(x) for x in (q, k, v, g, beta))
+        q, k, v = (_aligned(x) for x in (q, k, v))
+        g, beta = (_adjacent(x) for x in (g, beta))
         ctx.save_for_backward(q, k, v, g, beta)
-        ctx.rows = rows
-        return launch.forward(launch.Inputs(q, k, v, g, beta, rows))
+        ctx.rows, ctx.scale = rows, scale
+        return launch.forward(launch.Inputs(q, k, v, g, beta, rows, scale))
 
     @staticmethod
     @once_differentiable
@@ -65,8 +77,23 @@ class _GatedDeltaRule(torch.autograd.Function):
         from . import launch
 
         q, k, v, g, beta = ctx.saved_tensors
-        inputs = launch.Inputs(q, k, v, g, beta, ctx.rows)
-        return *launch.backward(inputs, _adjacent(grad_out)), None
+        inputs = launch.Inputs(q, k, v, g, beta, ctx.rows, ctx.scale)
+        return *launch.backward(inputs, _aligned(grad_out)), None, None
+
+
+def _padded(x: Tensor) -> Tensor:
+    """Head dims up to a multiple of 16 with zeros, which change nothing but lengths of loads."""
+    missing = -x.shape[2] % _ALIGNED
+    return torch.nn.functional.pad(x, (0, missing)) if missing else x
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """Strides and address of which the compiler sees that vectors may be loaded: with single
+    elements a tile's addresses and masks fill the register file."""
+    starts = (*x.stride()[:-1], x.data_ptr())
+    if x.stride(-1) == 1 and not any(start % _ALIGNED for start in starts):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _adjacent(x: Tensor) -> Tensor:

@@ -11,18 +11,9 @@ import triton
 import triton.language as tl
 
 from .tiles import load_decay, load_tile, product, store_state, store_tile
+from .work import reverse_scan_work, scan_work
 
 _POINTERS = ["order_ptr", "row_start_ptr", "row_chunk_ptr"]
-
-
-def _work(products):
-    def metadata(grid, kernel, args):
-        # every token of every row, as whole chunks
-        tokens, heads = args["write_ptr"].shape[:2]
-        flops = 2 * products * tokens * heads * args["K"] * args["V"]
-        return {"name": f"{kernel.name}_T{tokens}", "flops": flops}
-
-    return metadata
 
 
 @triton.jit
@@ -31,14 +22,14 @@ def _row_and_head(order_ptr, row_start_ptr, row_chunk_ptr, V, heads, BLOCK_V: tl
     blocks = tl.cdiv(V, BLOCK_V)
     program = tl.program_id(0).to(tl.int64)
     row = tl.load(order_ptr + program // (blocks * heads))
-    head = (program // blocks % heads).to(tl.int32)
+    head = program // blocks % heads
     values = (program % blocks).to(tl.int32) * BLOCK_V + tl.arange(0, BLOCK_V)
     start = tl.load(row_start_ptr + row)
     end = tl.load(row_start_ptr + row + 1)
     return start, end, tl.load(row_chunk_ptr + row), head, values
 
 
-@triton.jit(do_not_specialize=_POINTERS, launch_metadata=_work(2))
+@triton.jit(do_not_specialize=_POINTERS, launch_metadata=scan_work)
 def scan_kernel(
     k_ptr, read_ptr, write_ptr, decay_ptr, k_scale_ptr, state_ptr,
     order_ptr, row_start_ptr, row_chunk_ptr, stride_kt, stride_kh, H, G, K, V,
@@ -56,7 +47,8 @@ def scan_kernel(
     offsets = tl.arange(0, CHUNK)
     keys = tl.arange(0, BLOCK_K)
     state = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
-    for first in range(start, end, CHUNK):
+    for number in range(tl.cdiv(end - start, CHUNK)):
+        first = start + number * CHUNK
         length = tl.minimum(end - first, CHUNK).to(tl.int32)
         tokens = first + offsets
         inside = offsets < length
@@ -74,7 +66,7 @@ def scan_kernel(
         chunk += 1
 
 
-@triton.jit(do_not_specialize=_POINTERS, launch_metadata=_work(3))
+@triton.jit(do_not_specialize=_POINTERS, launch_metadata=reverse_scan_work)
 def reverse_scan_kernel(
     q_ptr, k_ptr, read_ptr, grad_out_ptr, write_ptr, decay_ptr, q_scale_ptr, k_scale_ptr, state_ptr,
     order_ptr, row_start_ptr, row_chunk_ptr,

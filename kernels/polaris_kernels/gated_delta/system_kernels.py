@@ -8,18 +8,11 @@ Shapes: `T tokens . H key heads . G value heads a key head . K key head dim . N 
 import triton
 import triton.language as tl
 
-from .tiles import decay_between, load_tile, product, store_tile
+from .tiles import decay_between, load_chunk, load_tile, product, store_tile, this_key_head
+from .work import system_work
 
 NORM_EPS = tl.constexpr(1e-6)
 _POINTERS = ["first_ptr", "length_ptr"]
-
-
-def _system_work(grid, kernel, args):
-    chunk, half = args["CHUNK"], args["CHUNK"] // 2
-    # k k^T, then for each value head the inverses of two halves by doubling, and their connection
-    inverse = (4 * (half.bit_length() - 2) + 2) * 2 * half**3
-    flops = grid[0] * grid[1] * (2 * chunk * chunk * args["K"] + args["G"] * inverse)
-    return {"name": f"{kernel.name}_N{grid[0]}", "flops": flops}
 
 
 @triton.jit
@@ -54,7 +47,7 @@ def _load_gates(g_ptr, stride_g, beta_ptr, stride_beta, decay_ptr, tokens, insid
     return high, (sums - high).to(tl.float32), c + tl.sum(g, 0), beta
 
 
-@triton.jit(do_not_specialize=_POINTERS, launch_metadata=_system_work)
+@triton.jit(do_not_specialize=_POINTERS, launch_metadata=system_work)
 def system_kernel(
     q_ptr, k_ptr, g_ptr, beta_ptr, first_ptr, length_ptr,
     q_scale_ptr, k_scale_ptr, decay_ptr, inverse_ptr,
@@ -68,18 +61,12 @@ def system_kernel(
     fp32, all of it would take half the register file.
     """
     HALF: tl.constexpr = CHUNK // 2
-    chunk = tl.program_id(0).to(tl.int64)
-    key_head = tl.program_id(1)
-    H = tl.num_programs(1)
-    heads = H * G
-    first = tl.load(first_ptr + chunk)
-    length = tl.load(length_ptr + chunk)
-    offsets = tl.arange(0, HALF)
-    t0 = first + offsets
+    _first, length, t0, in0 = load_chunk(first_ptr, length_ptr, HALF)
+    key_head, H, heads = this_key_head(G)
+    slots = tl.arange(0, HALF)
     t1 = t0 + HALF
-    in0 = offsets < length
-    in1 = offsets + HALF < length
-    strictly = offsets[:, None] > offsets[None, :]
+    in1 = slots + HALF < length
+    strictly = slots[:, None] > slots[None, :]
 
     q_square0 = tl.zeros([HALF], tl.float32)
     q_square1 = tl.zeros([HALF], tl.float32)
@@ -121,18 +108,18 @@ def system_kernel(
         place1 = t1 * heads + head
         lower = kk00 * decay_between(high0, low0, high0, low0, strictly) * beta0[:, None]
         inverse00 = inverse_of_unit_lower(lower, LEVELS, PRECISION)
-        store_tile(inverse_ptr, place0, CHUNK, offsets, in0, CHUNK, inverse00)
+        store_tile(inverse_ptr, place0, CHUNK, slots, in0, CHUNK, inverse00)
         above = tl.zeros([HALF, HALF], tl.float32)
-        store_tile(inverse_ptr + HALF, place0, CHUNK, offsets, in0, CHUNK, above)
+        store_tile(inverse_ptr + HALF, place0, CHUNK, slots, in0, CHUNK, above)
         lower = kk11 * decay_between(high1, low1, high1, low1, strictly) * beta1[:, None]
         inverse11 = inverse_of_unit_lower(lower, LEVELS, PRECISION)
-        store_tile(inverse_ptr + HALF, place1, CHUNK, offsets, in1, CHUNK, inverse11)
+        store_tile(inverse_ptr + HALF, place1, CHUNK, slots, in1, CHUNK, inverse11)
         # every token of half 1 comes after every one of half 0
         everywhere = (high1[:, None] <= 0.0) | (high0[None, :] <= 0.0)
         lower = kk10 * decay_between(high1, low1, high0, low0, everywhere) * beta1[:, None]
         lower = tl.dot(lower, inverse00, input_precision=PRECISION)
         inverse10 = -tl.dot(inverse11, lower, input_precision=PRECISION)
-        store_tile(inverse_ptr, place1, CHUNK, offsets, in1, CHUNK, inverse10)
+        store_tile(inverse_ptr, place1, CHUNK, slots, in1, CHUNK, inverse10)
 
 
 @triton.jit

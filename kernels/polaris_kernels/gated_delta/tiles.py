@@ -10,13 +10,13 @@ import triton.language as tl
 
 
 @triton.jit
-def load_chunk(first_ptr, length_ptr, CHUNK: tl.constexpr):
-    """Chunk program_id(0): its first token, how many it has, and its slots' (CHUNK,) token numbers
-    and whether they hold one."""
+def load_chunk(first_ptr, length_ptr, SLOTS: tl.constexpr):
+    """Of chunk program_id(0): the first token, how many there are, and for its first SLOTS slots
+    the token in each and whether there is one, (SLOTS,)."""
     chunk = tl.program_id(0).to(tl.int64)
     first = tl.load(first_ptr + chunk)
     length = tl.load(length_ptr + chunk)
-    slots = tl.arange(0, CHUNK)
+    slots = tl.arange(0, SLOTS)
     return first, length, first + slots, slots < length
 
 
