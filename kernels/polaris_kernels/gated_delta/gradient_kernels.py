@@ -192,7 +192,7 @@ def state_gradient_kernel(
         found *= tl.exp((last - high) + (last_low - low))[:, None]
         k = load_tile(key_ptr, tokens, stride_kt, keys, inside, K)
         carried = tl.sum(found * k, 1) * k_scale
-        whole = tl.exp(last) * tl.sum(kept, 0) + tl.sum(carried, 0)
+        whole = tl.exp(last) * tl.sum(kept, 0)
         grad_k += found
 
         # d out S^T
@@ -205,10 +205,12 @@ def state_gradient_kernel(
             found += product(grad_out, tl.trans(state), PRECISION)
         found *= since_start[:, None]
         q = load_tile(query_ptr, tokens, stride_qt, keys, inside, K)
-        grad_c = tl.sum(found * q, 1) * q_scale - carried - beta * along
+        grad_c = tl.sum(found * q, 1) * q_scale - beta * along
         grad_q += found
         part = tl.program_id(2).to(tl.int64) * T * heads + place
-        tl.store(part_g_ptr + part, tl.cumsum(grad_c, 0, reverse=True) + whole, mask=inside)
+        # what all tokens carry to the next state, less what those from here on do
+        grad_g = tl.cumsum(grad_c, 0, reverse=True) + (tl.cumsum(carried, 0) - carried) + whole
+        tl.store(part_g_ptr + part, grad_g, mask=inside)
         tl.store(part_beta_ptr + part, -along, mask=inside)
 
         # the pairs' products, one a loop: side by side, each warp would hold all columns of q and k
