@@ -328,3 +328,21 @@ def test_on_a_gpu_nothing_waits_and_bits_repeat():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_forward_and_backward_are_captured_in_a_graph():
+    inputs = [x.bfloat16().cuda() for x in make_inputs(300, 4, 2, 128, 128)]
+    table = RowChunks.from_lengths((200, 100), "cuda")
+    step = lambda: run(lambda *x: gated_delta_rule(*x, table), inputs)
+    warm = torch.cuda.Stream()
+    warm.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm):
+        step()
+    torch.cuda.current_stream().wait_stream(warm)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    inputs[2].mul_(0.5)
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True))

@@ -4,7 +4,9 @@ rule           the public function
 row_chunks     tables of a packed buffer's chunks, once a batch
 reference      the rule and the chunk equations in plain torch
 launch         which kernel runs when, on what
-chunk_kernels, scan_kernels, gradient_kernels, tiles
+sizes          warps, stages and tile widths of each
+work           what a profiler is told of each
+system_kernels, chunk_kernels, scan_kernels, gradient_kernels, tiles
 """
 
 from .row_chunks import RowChunks

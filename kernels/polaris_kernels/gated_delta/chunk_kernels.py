@@ -1,6 +1,6 @@
 """Forward inside chunks: what each chunk asks of the state before it, and what it puts out.
 
-All chunks of all rows at once, one program a chunk and key head; `reference` has the equations.
+All chunks of all rows at once, one program a chunk and value head; `reference` has the equations.
 Where q and k meet each other or a state they go to the tensor cores as they came; their lengths are
 fp32 factors of the product's rows and columns.
 

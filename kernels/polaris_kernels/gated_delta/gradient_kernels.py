@@ -1,8 +1,9 @@
-"""Backward inside chunks: all chunks of all rows at once, one program a chunk and key head.
+"""Backward inside chunks: all chunks of all rows at once, one program a chunk and head.
 
 `inner_gradient_kernel` runs before the reverse scan, the others after it; `reference` has the
-equations. Tiles are 64 columns wide throughout: of [chunk, K] tiles at K = 128, three sums in fp32
-would fill the register file.
+equations. A program has a value head, or a key head where its value heads' shares are summed. Tiles
+are 64 columns wide at most: of [chunk, K] tiles at K = 128, three sums in fp32 would fill the
+register file, and so would what a loop over heads keeps for its next turn.
 
 Shapes: `T tokens . H key heads . G value heads a key head . K, V head dims . N chunks`.
 """
@@ -157,6 +158,7 @@ def state_gradient_kernel(
     grad_q = tl.zeros([CHUNK, BLOCK_K], tl.float32)
     grad_k = tl.zeros([CHUNK, BLOCK_K], tl.float32)
 
+    # what could be hoisted, addresses and masks of tiles, would spill
     for member in tl.range(G, disable_licm=True):
         head = key_head * G + member
         high, low, last, last_low = load_decay(decay_ptr, first, length, heads, head, CHUNK)
@@ -275,7 +277,7 @@ def finish_kernel(
     grad = _through_norm(grad, k, k_scale, 1.0)
     store_tile(grad_k_ptr, place, K, keys, inside, K, grad)
 
-    for member in tl.range(G, disable_licm=True):
+    for member in range(G):
         place = tokens * heads + key_head * G + member
         grad_c = tl.load(pair_c_ptr + place, mask=inside, other=0.0)
         grad_g = tl.cumsum(grad_c, 0, reverse=True)

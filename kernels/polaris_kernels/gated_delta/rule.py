@@ -28,7 +28,8 @@ def gated_delta_rule(
         o_t = S_t^T q_t                    q scaled to length 1 / sqrt(K), k to length 1
 
     Products run on tensor cores in the inputs' dtype (fp32 as three tf32 products), sums, states
-    and decays in fp32. The same inputs give the same bits.
+    and decays in fp32. The same inputs give the same bits. Head dims that are no multiple of 16 are
+    padded; strides and addresses that are none are copied.
 
     Args:
         q, k: (T, H, K) bf16, fp16 or fp32; K at most 128. Normalised here, with epsilon 1e-6.

@@ -96,6 +96,7 @@ def system_kernel(
     kk10 *= unit1[:, None] * unit0[None, :]
     kk11 *= unit1[:, None] * unit1[None, :]
 
+    # what could be hoisted, addresses and masks of tiles, would spill
     for member in tl.range(G, disable_licm=True):
         head = key_head * G + member
         high0, low0, middle, beta0 = _load_gates(
