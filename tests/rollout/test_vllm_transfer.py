@@ -14,6 +14,8 @@ import torch
 from polaris_fast.rollout.vllm.errors import ServerError
 from polaris_fast.rollout.vllm.gloo_group import broadcast, join_group
 from polaris_fast.rollout.vllm.side_by_side import both, within
+from polaris_fast.rollout.vllm.transfer import ipc_buffer_bytes
+from polaris_fast.types import UserError
 
 QUIET: Any = SimpleNamespace(check_alive=lambda grace_s: None, where_to_look=lambda: "see the log")
 
@@ -70,3 +72,27 @@ def test_one_sides_error_does_not_wait_for_the_other() -> None:
     with pytest.raises(ServerError, match="as scripted"):
         both(refuse, lambda: hanging.wait() and None, QUIET)
     hanging.set()
+
+
+def test_what_a_transfer_refuses_is_an_error_of_one_line() -> None:
+    def refuse() -> None:
+        raise ValueError("Tensor 'lm_head.weight' has size 12 bytes\nIncrease the buffer")
+
+    words = r"the weights could not be sent \(Tensor 'lm_head.weight' has size 12 bytes\); see"
+    with pytest.raises(ServerError, match=words):
+        within(5, refuse, QUIET)
+
+
+def test_our_own_refusal_keeps_its_words() -> None:
+    def refuse() -> None:
+        raise UserError("as scripted")
+
+    with pytest.raises(UserError, match=r"^as scripted$"):
+        within(5, refuse, QUIET)
+
+
+def test_the_ipc_buffer_holds_the_largest_tensor() -> None:
+    norm = SimpleNamespace(shape=(4096,), dtype=torch.float32)
+    embedding = SimpleNamespace(shape=(248_320, 4096), dtype=torch.bfloat16)  # of Qwen3.5-9B
+    assert ipc_buffer_bytes([norm]) == 2**30
+    assert ipc_buffer_bytes([norm, embedding, norm]) == 248_320 * 4096 * 2

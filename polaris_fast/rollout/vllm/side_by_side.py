@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import TypeVar
 
+from ...types import UserError
 from .errors import ServerError
 from .fleet import GRACE_S, Fleet
 
@@ -17,7 +18,7 @@ def within(timeout_s: float, action: Callable[[], T], fleet: Fleet) -> T:
     """The result of `action`, run in a thread of its own that is left behind when it hangs.
 
     Raises:
-        ServerError: it took longer than `timeout_s`, or a collective failed.
+        ServerError: it took longer than `timeout_s`, a collective failed, or vLLM refused.
     """
     return _settle([_in_thread(action)], timeout_s, fleet)[0]
 
@@ -46,7 +47,10 @@ def _settle(futures: list[Future[T]], timeout_s: float | None, fleet: Fleet) -> 
     try:
         for future in done:
             future.result()
-    except (RuntimeError, OSError) as error:  # of torch.distributed, with no word on who is gone
+    except UserError:  # one of our own, which says what is wrong
+        raise
+    # torch.distributed has no word on who is gone; vLLM's engines refuse by ValueError.
+    except (RuntimeError, OSError, ValueError) as error:
         fleet.check_alive(GRACE_S)
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ServerError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -15,6 +16,15 @@ from .gloo_group import broadcast, join_group
 from .side_by_side import both
 
 Weights = Callable[[], Mapping[str, torch.Tensor]]
+
+_LEAST_BUFFER_BYTES = 2**30  # that `ipc` stages at a time, as vLLM's own default
+
+
+class Declared(Protocol):
+    """What is told of a tensor before it is sent; vLLM's `ParamMeta`."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
 
 class Transfer(Protocol):
@@ -100,7 +110,7 @@ class CudaTransfer:
 
     def _trainer_init(self, source: Any) -> Any:
         if self.kind == "ipc":
-            return _ipc_alone(self.control, source)
+            return ipc_alone(self.control, source)
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
@@ -113,11 +123,12 @@ class CudaTransfer:
         return WeightTransferTrainerFactory.trainer_init(info, client=self.control, source=source)
 
 
-def _ipc_alone(control: Control, source: Any) -> Any:
+def ipc_alone(control: Control, source: Any) -> Any:
     """vLLM's `ipc` engine for a rank that serves its own server, whatever other ranks do.
 
     vLLM's own gathers the handles of all ranks of the process group, which must then all send at
-    once; a server that is started again is sent weights by its own rank alone.
+    once; a server that is started again is sent weights by its own rank alone. Its sending refuses
+    a tensor that does not fit into its buffer, so the buffer follows the largest.
     """
     from vllm.distributed.weight_transfer.ipc_engine import (
         IPCTrainerInitInfo,
@@ -130,9 +141,17 @@ def _ipc_alone(control: Control, source: Any) -> Any:
 
         def _post_send_sync(self) -> None:
             torch.cuda.synchronize()
+            torch.cuda.ipc_collect()  # the buffer, once the server has let go of it
 
-    info = IPCTrainerInitInfo(rank=0, packed=True)
+    size = ipc_buffer_bytes(source.metadata())
+    info = IPCTrainerInitInfo(rank=0, packed=True, packed_buffer_size_bytes=size)
     return Alone.trainer_init(info, client=control, source=source)
+
+
+def ipc_buffer_bytes(declared: Iterable[Declared]) -> int:
+    """Size of a buffer that holds any one of these tensors."""
+    sizes = [math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in declared]
+    return max([_LEAST_BUFFER_BYTES, *sizes])
 
 
 def each_once(state: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
