@@ -72,9 +72,9 @@ def lagging_rollouts() -> Iterator[list[LaggingEngine]]:
         made.append(LaggingEngine(engine.model, config.rollout.max_batch_size))
         return made[-1]
 
-    before = parts._rollouts, parts._start_servers
-    parts._rollouts, parts._start_servers = rollouts, lambda *_: None  # type: ignore[assignment]
+    before = parts._rollouts, parts._open_servers
+    parts._rollouts, parts._open_servers = rollouts, lambda *_: None  # type: ignore[assignment]
     try:
         yield made
     finally:
-        parts._rollouts, parts._start_servers = before
+        parts._rollouts, parts._open_servers = before

@@ -159,7 +159,7 @@ class Trainer(ConductedRun):
             run_dir=str(self.run_dir),
         )
         self.conductor.send_orders(orders)
-        parts = build_parts(orders, self.conductor.world)
+        parts = build_parts(orders, self.conductor.world, self._look_up)
         if parts.rollouts is not None:
             stack.callback(parts.rollouts.close)
         self.slots, self.rollouts = self.conductor.share(parts)

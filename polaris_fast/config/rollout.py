@@ -55,10 +55,11 @@ class VLLMConfig(Section):
                 f"launch is true and base_urls are given ({', '.join(self.base_urls)}); set launch "
                 "to false to use these servers, or drop base_urls"
             )
-        if self.transfer == "ipc" and max(self.num_servers, len(self.base_urls)) > 1:
+        several = max(self.num_servers, len(self.base_urls), self.tensor_parallel_size) > 1
+        if self.transfer == "ipc" and several:
             raise ValueError(
-                "transfer ipc reaches one server, on the trainer's GPU; set num_servers to 1, or "
-                "transfer to nccl"
+                "transfer ipc reaches one server, on the trainer's GPU alone; set num_servers and "
+                "tensor_parallel_size to 1, or transfer to nccl"
             )
         if self.placement == "colocated":
             self._check_colocated()
@@ -88,6 +89,11 @@ class VLLMConfig(Section):
                 "placement colocated shares each GPU between trainer and server: set "
                 "gpu_memory_utilization to the server's share while it writes, such as 0.3"
             )
+
+    @property
+    def shares_trainers_gpu(self) -> bool:
+        """Whether a server takes its memory from a GPU that a rank trains on."""
+        return self.placement == "colocated" or self.transfer == "ipc"
 
     def gpus_of(self, number: int) -> list[int]:
         """GPUs of the launched server of this number, from 0."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -25,11 +26,14 @@ from ..model.parity import check_packing
 from ..rollout import RolloutEngine
 from ..rollout.hf import HFEngine
 from ..slots import SlotTrainer
+from ..stopping import StopRequested
 from ..types import UserError
 from .world import World
 
 if TYPE_CHECKING:
     from ..rollout.vllm.fleet import Fleet
+
+T = TypeVar("T")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -56,23 +60,70 @@ class Parts:
     rollouts: RolloutEngine | None  # None on a follower where servers write for all ranks
 
 
-def build_parts(orders: Orders, world: World) -> Parts:
+def build_parts(
+    orders: Orders, world: World, check_stop: Callable[[], None] = lambda: None
+) -> Parts:
     """Load the model and make what trains it and writes with it.
 
+    Servers start while the model loads. Those on a GPU of the trainer's are awaited first, and put
+    to sleep where they can be: vLLM takes memory that the trainer claims or frees meanwhile for
+    its own doing.
+
+    Args:
+        check_stop: called while servers are awaited; may raise.
+
     Raises:
-        UserError: the model cannot be loaded. PackingLeak: its packed rows see each other.
+        UserError: the model cannot be loaded, or a server does not start. PackingLeak: its packed
+            rows see each other.
     """
     if orders.config.rollout.engine == "hf":
         return _load_parts(orders, world, None)
-    # Servers start while the model loads; only the conductor speaks with them, but for its own.
-    has_servers = world.is_conductor or orders.config.rollout.vllm.placement == "colocated"
-    fleet = _start_servers(orders, world) if has_servers else None
+    with ExitStack() as undo:
+        fleet = _all_or_none(lambda: _open_servers(orders, world, undo, check_stop), world)
+        parts = _load_parts(orders, world, fleet)
+        undo.pop_all()
+        return parts
+
+
+def _open_servers(
+    orders: Orders, world: World, undo: ExitStack, check_stop: Callable[[], None]
+) -> Fleet | None:
+    """This rank's servers: only the conductor speaks with them, but for those of its own GPU."""
+    vllm = orders.config.rollout.vllm
+    if not world.is_conductor and vllm.placement != "colocated":
+        return None
+    fleet = _start_servers(orders, world)
+    undo.callback(fleet.close)
+    if vllm.shares_trainers_gpu:
+        fleet.wait_ready(check_stop)
+    if vllm.placement == "colocated":
+        fleet.sleep()
+    return fleet
+
+
+def _all_or_none(action: Callable[[], T], world: World) -> T:
+    """The result of `action`, which every rank runs; when one fails, no rank goes on.
+
+    A rank that went on would wait in its next collective for one that is gone.
+
+    Raises:
+        UserError: another rank's fault, in its words. Else what `action` raised here.
+    """
+    if world.size == 1:
+        return action()
+    result, fault = None, None
     try:
-        return _load_parts(orders, world, fleet)
-    except BaseException:
-        if fleet is not None:
-            fleet.close()
-        raise
+        result = action()
+    except (UserError, StopRequested) as error:
+        fault = error
+    faults: list[str | None] = [None] * world.size
+    dist.all_gather_object(faults, None if fault is None else str(fault))
+    if fault is not None:
+        raise fault
+    for rank, words in enumerate(faults):
+        if words is not None:
+            raise UserError(f"rank {rank}: {words}")
+    return cast(T, result)
 
 
 def _start_servers(orders: Orders, world: World) -> Fleet:

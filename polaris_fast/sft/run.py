@@ -116,7 +116,7 @@ class SupervisedRun(ConductedRun):
             run_dir=str(self.run_dir),
         )
         self.conductor.send_orders(orders)
-        parts = build_parts(orders, self.conductor.world)
+        parts = build_parts(orders, self.conductor.world, self.flag.check)
         if parts.rollouts is not None:
             stack.callback(parts.rollouts.close)
         self.slots, _ = self.conductor.share(parts)

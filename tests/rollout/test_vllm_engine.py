@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -37,6 +38,9 @@ class NoSync:
         self.sent.append((version, keep_rows))
 
     def forget_connections(self) -> None:
+        pass
+
+    def give_back_cache(self) -> None:
         pass
 
 
@@ -293,8 +297,10 @@ def test_a_server_that_does_not_come_up_is_named(monkeypatch: pytest.MonkeyPatch
 class OverHTTP(WeightSync):
     """The product's calls to the servers; what travels between them is noted as `send`."""
 
-    def __init__(self, fleet: Fleet, config: Config, servers: list[VLLMDouble]) -> None:
-        super().__init__(fleet, dict, torch.device("cpu"), config)
+    def __init__(
+        self, fleet: Fleet, config: Config, servers: list[VLLMDouble], device: str = "cpu"
+    ) -> None:
+        super().__init__(fleet, dict, torch.device(device), config)
         self.transfer = Noted(servers)
 
 
@@ -304,6 +310,9 @@ class Noted:
 
     def connect(self) -> None:
         self._note("connect")
+
+    def disconnect(self) -> None:
+        self._note("disconnect")
 
     def send(self) -> None:
         self._note("send")
@@ -338,3 +347,68 @@ def test_servers_of_their_own_gpus_never_sleep() -> None:
         write(engine, [(1,)])
         engine.sync(2, lambda: None)
         assert servers[0].posted == ["connect", "/pause?mode=abort", "send", "/resume"]
+
+
+@pytest.fixture
+def on_its_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[tuple[VLLMEngine, VLLMDouble]]:
+    """An engine over a server that shares the trainer's GPU; what is emptied is noted there."""
+    with doubles(goes_down(lambda: servers[0], 1, back_after=None)) as servers:
+        config = engine_config(servers, transfer="ipc", start_timeout_s=0.3)
+        fleet = Fleet(config, "", log_dir=Path(), backend="ipc")
+        note = lambda: servers[0].posted.append("empty_cache")
+        monkeypatch.setattr(torch.cuda, "empty_cache", note)
+        engine = VLLMEngine(config, fleet, OverHTTP(fleet, config, servers, "cuda"))
+        try:
+            yield engine, servers[0]
+        finally:
+            engine.close()
+
+
+def test_a_server_that_sleeps_before_the_first_update_is_woken_by_it(
+    on_its_gpu: tuple[VLLMEngine, VLLMDouble],
+) -> None:
+    engine, server = on_its_gpu
+    engine.fleet.wait_ready(lambda: None)
+    engine.fleet.sleep()
+    assert len(server.asked) == 1  # which log-probs it gives: a sleeping server would not answer
+    engine.sync(1, lambda: None)
+    assert len(server.asked) == 1
+    assert server.posted == [
+        "/sleep?level=2",
+        "empty_cache",  # before the server takes memory
+        *("/wake_up?tags=weights", "connect", "send"),
+        "empty_cache",  # the transfer's, before keys and values get theirs
+        *("/wake_up?tags=kv_cache", "/resume"),
+    ]
+
+
+def test_a_lost_server_of_the_trainers_gpu_finds_its_memory_free_or_says_what_to_do(
+    on_its_gpu: tuple[VLLMEngine, VLLMDouble],
+) -> None:
+    engine, server = on_its_gpu
+    engine.sync(1, lambda: None)
+    server.posted.clear()
+    with pytest.raises(
+        ServerError, match=r"did not answer within 0\.3 s[\s\S]*shares its GPU.*resum"
+    ):
+        write(engine, [(1,)])
+    assert server.posted == ["empty_cache"]
+
+
+def test_the_memory_of_servers_elsewhere_is_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: pytest.fail("emptied"))
+    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
+        engine._sync = OverHTTP(engine.fleet, engine_config(servers), servers)
+        engine.sync(2, lambda: None)
+
+
+def test_after_an_update_that_failed_its_group_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
+        sync = OverHTTP(engine.fleet, engine_config(servers), servers)
+        engine._sync = sync
+        monkeypatch.setattr(sync.transfer, "send", mock.Mock(side_effect=ValueError("refused")))
+        with pytest.raises(ServerError, match=r"could not be sent \(refused\)"):
+            engine.sync(2, lambda: None)
+        assert servers[0].posted == ["connect", "/pause?mode=abort", "disconnect"]

@@ -190,6 +190,10 @@ def test_a_transfer_that_cannot_work_here_is_refused() -> None:
         ({"rollout": {"vllm": {"num_servers": 2, "gpus": [0]}}}, "= 2 GPUs, got"),
         ({"rollout": {"vllm": {"num_servers": 2, "transfer": "ipc"}}}, "reaches one server"),
         (
+            {"rollout": {"vllm": {"tensor_parallel_size": 2, "transfer": "ipc"}}},
+            "set num_servers and tensor_parallel_size to 1",
+        ),
+        (
             {"rollout": {"vllm": {"placement": "colocated", "gpus": [1]}}},
             "one server on each rank's own GPU: leave launch",
         ),

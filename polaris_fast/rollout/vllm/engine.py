@@ -38,7 +38,6 @@ class VLLMEngine:
         self.version = ""  # label of the weights that the servers hold
         self.num_revivals = 0
         self._labels: list[str] = []  # of all weights that were sent, and those on their way
-        self._is_ready = False
         self._sleeps = self.settings.placement == "colocated"
         self.serves_all_ranks = not self._sleeps  # a server on each rank's GPU writes its share
         self._lost: set[VLLMClient] = set()
@@ -60,9 +59,8 @@ class VLLMEngine:
             ServerError: a server cannot be brought back, or took longer than `sync_timeout_s`.
         """
         self._training_thread = threading.get_ident()
-        if not self._is_ready:
+        if not self.fleet.is_ready:
             self.fleet.wait_ready(check_stop)
-            self._is_ready = True
         self._lost.update(self.fleet.ended())
         if self.version != str(version) or self._lost:
             self._send(str(version), check_stop)
@@ -84,7 +82,7 @@ class VLLMEngine:
         Raises:
             ServerError: no server is left, or one drew with other weights than the trainer's.
         """
-        if self._sleeps and self._sync.asleep:
+        if self.fleet.asleep:
             self._send(self.version, lambda: None)
         present = [client for client in self.fleet.clients if client not in self._lost]
         router = Router(present, self.capacity)
@@ -102,7 +100,7 @@ class VLLMEngine:
         finally:
             self._routers.discard(router)
         if self._sleeps:
-            self._sync.sleep()
+            self.fleet.sleep()
 
     def _send(self, label: str, check_stop: Callable[[], None]) -> None:
         """All servers hold the present weights under this label, whoever is lost meanwhile."""
@@ -137,7 +135,17 @@ class VLLMEngine:
                 f"{self.settings.max_restarts} times; {self.fleet.where_to_look()}, then go on "
                 "with resume_from_checkpoint, or raise rollout.vllm.max_restarts"
             )
-        self.fleet.revive(list(lost), check_stop)
+        # Nothing else runs on the trainer's GPU from here on: see `sync` on why it must not.
+        self._sync.give_back_cache()
+        try:
+            self.fleet.revive(list(lost), check_stop)
+        except ServerError as error:
+            if not self.settings.shares_trainers_gpu:
+                raise
+            raise ServerError(
+                f"{error}\n  It shares its GPU with the trainer, whose memory may have left it too "
+                "little: go on with resume_from_checkpoint, which starts the server first"
+            ) from error
         self._sync.forget_connections()
         return lost
 

@@ -20,6 +20,8 @@ from .launcher import LaunchedServer, visible_gpu
 
 log = logging.getLogger(__name__)
 
+# Weights and cache are given up; nothing is kept on the host: the next update brings the weights.
+_SLEEP_LEVEL = 2
 _POLL_S = 0.2  # between looks at a server that starts
 GRACE_S = 2.0  # from a broken connection to the end of its process
 
@@ -51,7 +53,9 @@ class Fleet:
         self.settings = config.rollout.vllm
         self.launched: list[LaunchedServer] = []
         self.clients: list[VLLMClient] = []
+        self.is_ready = False  # after `wait_ready`
         self.processed_logprobs = False  # known after `wait_ready`
+        self.asleep = False  # the servers have no weights until the next update wakes them
         with ExitStack() as undo:
             for number, gpus in self._to_launch(own):
                 server = LaunchedServer(
@@ -110,6 +114,12 @@ class Fleet:
                 "rollout.vllm.base_urls: the servers differ in --logprobs-mode; start all with one"
             )
         self.processed_logprobs = modes[0]
+        self.is_ready = True
+
+    def sleep(self) -> None:
+        """The servers give their memory back until the next update."""
+        self.post(f"/sleep?level={_SLEEP_LEVEL}", self.settings.sync_timeout_s)
+        self.asleep = True
 
     def revive(self, lost: Sequence[VLLMClient], check_stop: Callable[[], None]) -> None:
         """Start launched servers again and wait for them, as for given ones that went away.

@@ -4,8 +4,25 @@
     -> finish (with the version's label) -> resume
 
 Rows in flight are ended by a pause, or kept: then they go on with the new weights, their keys and
-values computed anew. Servers on the trainer's GPU sleep while it trains; an update wakes them, in
-two parts, so that keys and values get their memory when the transfer's is free again.
+values computed anew.
+
+Servers on the trainer's GPU (`colocated`) sleep while it trains, and an update wakes them in two
+parts, so that keys and values get their memory when the transfer's is free again. Whoever needs
+memory comes after the other has given it back:
+
+    server                                      trainer
+    starts: measures the free memory, takes
+        its share, says it is healthy           waits, holds nothing yet
+    sleeps                                      loads the model, optimizer and reference
+    |                                           gives back what its allocator caches
+    wakes: weights                              sends
+    |                                           gives back the transfer's memory
+    wakes: keys and values; writes              waits
+    sleeps                                      trains, and so on
+
+vLLM takes any change of the free memory while it starts for its own doing, so the trainer must not
+move then: it starts before the trainer has anything, and when it is lost and starts again, the
+trainer stands still.
 
 How they travel is the transfer's business: `gloo` between CPUs is ours, `nccl` (servers on other
 GPUs) and `ipc` (a server on the trainer's GPU) are vLLM's. Weights go under the names that they
@@ -22,9 +39,6 @@ from .fleet import Fleet
 from .side_by_side import within
 from .transfer import CudaTransfer, GlooTransfer, Transfer, Weights
 
-# Weights and cache are given up; nothing is kept on the host: the next update brings the weights.
-_SLEEP_LEVEL = 2
-
 
 class WeightSync:
     """Sends a model's weights to every server of a fleet."""
@@ -38,6 +52,7 @@ class WeightSync:
             device: where they are.
         """
         self.fleet, self.timeout_s = fleet, config.rollout.vllm.sync_timeout_s
+        self.shares_gpu = config.rollout.vllm.shares_trainers_gpu
         self.control = Control(fleet, self.timeout_s)
         kind = config.rollout.vllm.transfer_on(device.type)
         self.transfer: Transfer = (
@@ -45,12 +60,7 @@ class WeightSync:
             if kind == "gloo"
             else CudaTransfer(kind, self.control, weights, device)
         )
-        self._connected = self._asleep = False
-
-    @property
-    def asleep(self) -> bool:
-        """Whether the servers have no weights until the next `send`."""
-        return self._asleep
+        self._connected = False
 
     def send(self, version: str, *, keep_rows: bool = False) -> None:
         """Servers write with the model's present weights, labelled `version`, when this returns.
@@ -71,23 +81,26 @@ class WeightSync:
 
     def forget_connections(self) -> None:
         """A server was started anew: the next `send` meets all of them again, awake."""
-        self._connected = self._asleep = False
+        self.transfer.disconnect()
+        self._connected = self.fleet.asleep = False
 
-    def sleep(self) -> None:
-        """The servers give their memory back until the next `send`."""
-        self.fleet.post(f"/sleep?level={_SLEEP_LEVEL}", self.timeout_s)
-        self._asleep = True
+    def give_back_cache(self) -> None:
+        """A server on the trainer's GPU may have what the trainer's allocator holds unused."""
+        if self.shares_gpu:
+            torch.cuda.empty_cache()  # does nothing in a process that uses no GPU
 
     def _send(self, keep_rows: bool) -> None:
-        if self._asleep:
+        self.give_back_cache()
+        if self.fleet.asleep:
             self.fleet.post("/wake_up?tags=weights", self.timeout_s)
         if not self._connected:
             self.transfer.connect()
             self._connected = True
-        if not self._asleep:  # a sleeping server is paused
+        if not self.fleet.asleep:  # a sleeping server is paused
             self.fleet.post(f"/pause?mode={'keep' if keep_rows else 'abort'}", self.timeout_s)
         self.transfer.send()
-        if self._asleep:
+        self.give_back_cache()
+        if self.fleet.asleep:
             self.fleet.post("/wake_up?tags=kv_cache", self.timeout_s)
-            self._asleep = False
+            self.fleet.asleep = False
         self.fleet.post("/resume", self.timeout_s)

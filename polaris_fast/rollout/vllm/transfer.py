@@ -31,7 +31,11 @@ class Transfer(Protocol):
     """Moves the weights once the servers are paused."""
 
     def connect(self) -> None:
-        """Meet the servers' workers; called once, before the first `send`."""
+        """Meet the servers' workers; called before the first `send`, and after `disconnect`."""
+        ...
+
+    def disconnect(self) -> None:
+        """Leave the group of workers, some of which are gone; a send that hangs there ends."""
         ...
 
     def send(self) -> None:
@@ -61,6 +65,9 @@ class GlooTransfer:
             self._group = join_group(host, port, 0, size, self.timeout_s)
 
         both(lambda: self.control.init_weight_transfer_engine(info), join, fleet)
+
+    def disconnect(self) -> None:
+        """Nothing hangs: each broadcast has its limit."""
 
     @torch.no_grad()
     def send(self) -> None:
@@ -102,6 +109,13 @@ class CudaTransfer:
 
         with torch.cuda.device(self.device):
             self._engine = self._trainer_init(Source())
+
+    def disconnect(self) -> None:
+        # A kernel that waits for a lost worker would block vLLM's streams, which the next group
+        # uses too, and every wait for the whole device.
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown()
 
     @torch.no_grad()
     def send(self) -> None:
