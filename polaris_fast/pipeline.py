@@ -13,7 +13,9 @@ the servers is the choice of `in_step`:
   whatever the clocks say, so that a resumed run repeats it.
 
 What a checkpoint needs is `written`: every row that has ended and not been trained. A resumed run
-takes these over (`BatchWriter`'s `earlier`), judges them by the journal, and writes the others.
+takes these over (`BatchWriter`'s `earlier`), judges them by the journal, and writes the others. With
+`in_step` it may only miss rows that its own weights are to draw, so whoever saves settles before,
+also when the run was asked to stop.
 """
 
 from __future__ import annotations
@@ -85,14 +87,20 @@ class Pipeline:
 
     # the training thread ----------------------------------------------------------------------
 
-    def settle(self, version: int) -> None:
-        """With `in_step`, wait until all is written that may be with the weights of before.
+    def settle(self, version: int, check_stop: Callable[[], None] | None = None) -> None:
+        """With `in_step`, wait until all is written that only the weights of before may write.
 
         Args:
-            version: optimizer steps that made the trainer's present weights.
+            version: optimizer steps that made the trainer's present weights. A checkpoint of them
+                resumes exactly from here on: whoever resumes has no older ones.
+            check_stop: called instead of the pipeline's own.
         """
-        if self.in_step:
-            self._wait(lambda: not self._may_begin(), version)
+        if not self.is_settled(version):
+            self._wait(lambda: self.is_settled(version), version, check_stop)
+
+    def is_settled(self, version: int) -> bool:
+        """Whether `settle` would return at once."""
+        return not self.in_step or self._version >= version or not self._may_begin()
 
     def sync(self, version: int) -> None:
         """Give the servers the weights of `version`; later batches may begin."""
@@ -116,15 +124,21 @@ class Pipeline:
         rows = [row for batch in batches for row in batch.rows]
         return [r for r in rows if r.kind is RowKind.POLICY and r.finish_reason is not None]
 
-    def _wait(self, reached: Callable[[], bool], version: int) -> None:
+    def _wait(
+        self,
+        reached: Callable[[], bool],
+        version: int,
+        check_stop: Callable[[], None] | None = None,
+    ) -> None:
+        look_up = check_stop or self.check_stop
         while True:
             with self._changed:
                 if self._changed.wait_for(lambda: reached() or self._fault, _POLL_S):
                     if self._fault is not None:
                         raise self._fault
                     return
-            self.check_stop()
-            self.rollouts.mend(version, self.check_stop)
+            look_up()
+            self.rollouts.mend(version, look_up)
 
     # the writer's thread ----------------------------------------------------------------------
 

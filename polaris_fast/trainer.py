@@ -50,7 +50,7 @@ from .step import GRPOStep, StepResult
 from .step_metrics import step_metrics
 from .stopping import StopFlag, StopRequested
 from .story_log import write_stories
-from .types import StoryRecord
+from .types import StoryRecord, UserError
 
 
 def run_training(config: Config) -> int:
@@ -242,21 +242,28 @@ class Trainer(ConductedRun):
         with ExitStack() as stack:
             if self._writes_ahead:
                 self.pipeline = stack.enter_context(self._open_pipeline())
-            while self.state.step < self.total_steps:
-                self.canaries.begin(self.state.step)
-                self._sync()
-                step = partial(self._run_step, self.state.step)
-                number = self.state.step + 1
-                self._finish_step(profiled(self.config.profile, self.run_dir, number, step))
-                if self.config.save_steps and self.state.step % self.config.save_steps == 0:
-                    self._settle()
-                    self._save()
-                is_last = self.state.step == self.total_steps
-                self.evaluations.after_step(self.state.step, is_last=is_last)
+            try:
+                self._steps()
+            except (StopRequested, UserError):
+                self._settle_to_leave()
+                raise
         self.pipeline = None
         self._save_unsaved()
         self.evaluations.at_end(self.state.step)
         self._write_card()
+
+    def _steps(self) -> None:
+        while self.state.step < self.total_steps:
+            self.canaries.begin(self.state.step)
+            self._sync()
+            step = partial(self._run_step, self.state.step)
+            number = self.state.step + 1
+            self._finish_step(profiled(self.config.profile, self.run_dir, number, step))
+            if self.config.save_steps and self.state.step % self.config.save_steps == 0:
+                self._settle()
+                self._save()
+            is_last = self.state.step == self.total_steps
+            self.evaluations.after_step(self.state.step, is_last=is_last)
 
     def _run_step(self, step: int) -> StepResult:
         if self.pipeline is not None:
@@ -294,6 +301,22 @@ class Trainer(ConductedRun):
             started = time.perf_counter()
             self.pipeline.settle(self.state.step)
             self.settle_s += time.perf_counter() - started
+
+    def _settle_to_leave(self) -> None:
+        """The checkpoint of a run that ends here resumes exactly, if at all possible."""
+        if self.pipeline is None or self.pipeline.is_settled(self.state.step):
+            return
+        self.view.warn(
+            "the run ends when the stories that only the weights of before may write are written; "
+            "another Ctrl-C ends it at once, and the newest checkpoint is what remains"
+        )
+        try:
+            self.pipeline.settle(self.state.step, check_stop=self.view.tick)
+        except Exception as error:  # what was trained is worth more
+            self.view.warn(
+                f"stories of the weights of before are missing ({error}); a resumed run writes "
+                "them with newer ones, so it will not repeat this one bit for bit"
+            )
 
     def _sync(self) -> None:
         """The rollout engine writes with the present weights from here on."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -194,6 +196,72 @@ def stop_after(step: int) -> Any:
         return real(self, number)
 
     return mock.patch.object(Trainer, "_run_step", run_step)
+
+
+@pytest.mark.usefixtures("engines")
+@pytest.mark.parametrize("max_staleness", [1, 2])
+def test_a_stop_while_a_batch_is_written_resumes_exactly(
+    tmp_path: Path, max_staleness: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between a step's end and its weights' way to the servers: the old ones write on."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = AHEAD | {"rollout__max_staleness": max_staleness, "max_steps": 4}
+    assert train(whole, **settings) == 0
+    with stop_while_writing(by_weights_of=1):
+        assert train(cut, **settings) == 130
+    assert "only the weights of before may write" in capsys.readouterr().err
+    assert not list(cut.glob("checkpoint-[34]"))
+    ahead = read_rows(cut / "checkpoint-2")
+    batches = {int(name.split("/")[0]) for name in ahead}
+    assert batches == set(range(2, 2 + max_staleness))
+    assert train(cut, resume_from_checkpoint=cut, **settings) == 0
+    assert exact(cut) == exact(whole)
+
+
+@pytest.mark.usefixtures("engines")
+def test_what_was_trained_is_kept_where_the_rows_of_before_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, settings = tmp_path / "run", AHEAD | {"rollout__max_staleness": 1, "max_steps": 4}
+    with stop_while_writing(by_weights_of=1, fault=UserError("no server is left")):
+        assert train(run, **settings) == 130
+    assert "(no server is left); a resumed run writes them" in capsys.readouterr().err
+    assert (run / "checkpoint-2").is_dir()
+
+
+@contextmanager
+def stop_while_writing(by_weights_of: int, fault: Exception | None = None) -> Iterator[None]:
+    """Ctrl-C after the next step, when the first row of these weights' last batch has begun."""
+    asked = threading.Event()
+    write, finish = LaggingEngine.generate, Trainer._finish_step
+
+    def generate(
+        self: LaggingEngine, requests: Any, params: Any, on_finish: Any, on_token: Any = None
+    ) -> None:
+        hold = [self.version == by_weights_of]
+
+        def wait(alive: int) -> None:
+            if hold.pop() if hold else False:
+                asked.wait(60)
+                time.sleep(0.5)  # the trainer has seen the request and is leaving
+                if fault is not None:
+                    raise fault
+            if on_token is not None:
+                on_token(alive)
+
+        write(self, requests, params, on_finish, wait)
+
+    def finish_step(self: Trainer, result: Any) -> None:
+        finish(self, result)
+        if self.state.step == by_weights_of + 1:
+            self.flag._on_signal(signal.SIGINT, None)
+            asked.set()
+
+    with (
+        mock.patch.object(LaggingEngine, "generate", generate),
+        mock.patch.object(Trainer, "_finish_step", finish_step),
+    ):
+        yield
 
 
 @pytest.mark.parametrize(
