@@ -9,8 +9,8 @@ from statistics import fmean
 
 from benchmarks.overlap_rig import GROUPS, Rig, judge, record
 from benchmarks.scripted_endpoint import Latency
-from polaris_fast.pipeline import Pipeline
 from polaris_fast.step import StepResult
+from polaris_fast.writing_ahead import WritingAhead
 
 HUMAN_WEIGHT = 0.4
 
@@ -25,7 +25,7 @@ class Measured:
 
 
 def measure(rig: Rig, max_staleness: int, latency: Latency, num_steps: int) -> Measured:
-    """Over `num_steps` steps, after one that fills the pipeline.
+    """Over `num_steps` steps, after one that writes the first batches.
 
     Weights reach the rollout engine before each.
     """
@@ -40,7 +40,7 @@ def measure(rig: Rig, max_staleness: int, latency: Latency, num_steps: int) -> M
                 return step.run(number, HUMAN_WEIGHT, lambda n: record(number, n))
 
             return _timed(run_step, first, last)
-        pipeline = Pipeline(
+        ahead = WritingAhead(
             step.writer,
             rig.rollouts,
             lambda number: ([record(number, n) for n in range(GROUPS)], HUMAN_WEIGHT),
@@ -52,10 +52,10 @@ def measure(rig: Rig, max_staleness: int, latency: Latency, num_steps: int) -> M
         )
 
         def train(number: int) -> StepResult:
-            pipeline.sync(number)
-            return step.train(lambda: pipeline.take(number))
+            ahead.sync(number)
+            return step.train(lambda: ahead.take(number))
 
-        with pipeline:
+        with ahead:
             return _timed(train, first, last)
 
 

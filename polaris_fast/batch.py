@@ -1,7 +1,7 @@
 """The rollouts of one step: groups from prompts, written row by row, each judged as it ends.
 
-A batch is written right before its step trains, or ahead of it by `pipeline`. Rows that a resumed
-run has written before are taken over as they were.
+A batch is written right before its step trains, or ahead of it by `writing_ahead`. Rows that a
+resumed run has written before are taken over as they were.
 """
 
 from __future__ import annotations

@@ -34,7 +34,6 @@ from .judge.canary import CanaryWatch
 from .metrics import METRICS_FILE, PhaseClock, read_metrics
 from .model.load import read_config
 from .model_card import write_model_card
-from .pipeline import Pipeline
 from .plan.estimate import estimate_before_run
 from .profiling import profiled
 from .progress import Progress
@@ -51,6 +50,7 @@ from .step_metrics import step_metrics
 from .stopping import StopFlag, StopRequested
 from .story_log import write_stories
 from .types import StoryRecord, UserError
+from .writing_ahead import WritingAhead
 
 
 def run_training(config: Config) -> int:
@@ -83,7 +83,7 @@ class Trainer(ConductedRun):
         self.config = self._resolve_lengths()
         self.builder = PromptBuilder(self.tokenizer, self.config)
         self.num_human = self._check_records()
-        self.pipeline: Pipeline | None = None
+        self.ahead: WritingAhead | None = None
         self.settle_s = 0.0  # since the last step
         self.total_steps = self._total_steps()
 
@@ -241,13 +241,13 @@ class Trainer(ConductedRun):
             self.evaluations.at_start()
         with ExitStack() as stack:
             if self._writes_ahead:
-                self.pipeline = stack.enter_context(self._open_pipeline())
+                self.ahead = stack.enter_context(self._begin_ahead())
             try:
                 self._steps()
             except (StopRequested, UserError):
                 self._settle_to_leave()
                 raise
-        self.pipeline = None
+        self.ahead = None
         self._save_unsaved()
         self.evaluations.at_end(self.state.step)
         self._write_card()
@@ -266,16 +266,16 @@ class Trainer(ConductedRun):
             self.evaluations.after_step(self.state.step, is_last=is_last)
 
     def _run_step(self, step: int) -> StepResult:
-        if self.pipeline is not None:
-            pipeline = self.pipeline
-            return self.step.train(lambda: pipeline.take(step))
+        if self.ahead is not None:
+            ahead = self.ahead
+            return self.step.train(lambda: ahead.take(step))
         return self.step.run(step, hri_weight(self.config.hri, step), self._record)
 
     @property
     def _writes_ahead(self) -> bool:
         return self.config.rollout.max_staleness > 0
 
-    def _open_pipeline(self) -> Pipeline:
+    def _begin_ahead(self) -> WritingAhead:
         first, cursor = self.state.step, self.state.prompt_cursor
         num_prompts = self.config.prompts_per_step
 
@@ -284,7 +284,7 @@ class Trainer(ConductedRun):
             records = [self.train_records[self.order[start + n]] for n in range(num_prompts)]
             return records, hri_weight(self.config.hri, step)
 
-        return Pipeline(
+        return WritingAhead(
             self.step.writer,
             self.rollouts,
             plan,
@@ -297,21 +297,21 @@ class Trainer(ConductedRun):
 
     def _settle(self) -> None:
         """Wait for rows that must be drawn by the weights of before the last update, if any."""
-        if self.pipeline is not None:
+        if self.ahead is not None:
             started = time.perf_counter()
-            self.pipeline.settle(self.state.step)
+            self.ahead.settle(self.state.step)
             self.settle_s += time.perf_counter() - started
 
     def _settle_to_leave(self) -> None:
         """The checkpoint of a run that ends here resumes exactly, if at all possible."""
-        if self.pipeline is None or self.pipeline.is_settled(self.state.step):
+        if self.ahead is None or self.ahead.is_settled(self.state.step):
             return
         self.view.warn(
             "the run ends when the stories that only the weights of before may write are written; "
             "another Ctrl-C ends it at once, and the newest checkpoint is what remains"
         )
         try:
-            self.pipeline.settle(self.state.step, check_stop=self.view.tick)
+            self.ahead.settle(self.state.step, check_stop=self.view.tick)
         except Exception as error:  # what was trained is worth more
             self.view.warn(
                 f"stories of the weights of before are missing ({error}); a resumed run writes "
@@ -324,8 +324,8 @@ class Trainer(ConductedRun):
         if self.config.rollout.engine == "vllm":
             self.view.phase("sending the weights")
         started = time.perf_counter()
-        if self.pipeline is not None:
-            self.pipeline.sync(self.state.step)
+        if self.ahead is not None:
+            self.ahead.sync(self.state.step)
         else:
             self.rollouts.sync(self.state.step, self._look_up)
         self.sync_s = time.perf_counter() - started
@@ -398,8 +398,8 @@ class Trainer(ConductedRun):
             )
 
     def _write_aside(self, folder: Path) -> None:
-        if self.pipeline is not None:
-            write_rows(folder, self.pipeline.written(self.state.step))
+        if self.ahead is not None:
+            write_rows(folder, self.ahead.written(self.state.step))
 
     # small things -----------------------------------------------------------------------------
 

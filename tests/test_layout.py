@@ -16,7 +16,8 @@ TEXT = {".py", ".md", ".toml", ".yaml", ".sh"}
 STAGES = (
     "types", "config", "config_file", "data", "prompts", "groups", "rollout", "judge", "rewards",
     "scoring", "batch", "in_flight", "advantages", "packing", "model", "engine", "slots", "step",
-    "pipeline", "step_metrics", "rollout_parity", "evaluate", "ranks", "session", "trainer", "sft",
+    "writing_ahead", "step_metrics", "rollout_parity", "evaluate", "ranks", "session", "trainer",
+    "sft",
 )  # fmt: skip
 
 

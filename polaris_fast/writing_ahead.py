@@ -13,9 +13,9 @@ the servers is the choice of `in_step`:
   whatever the clocks say, so that a resumed run repeats it.
 
 What a checkpoint needs is `written`: every row that has ended and not been trained. A resumed run
-takes these over (`BatchWriter`'s `earlier`), judges them by the journal, and writes the others. With
-`in_step` it may only miss rows that its own weights are to draw, so whoever saves settles before,
-also when the run was asked to stop.
+takes these over (`BatchWriter`'s `earlier`), judges them by the journal, and writes the others.
+With `in_step` it may only miss rows that its own weights are to draw, so whoever saves settles
+before, also when the run was asked to stop.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Closed(Exception):
     """The writer was told to give up."""
 
 
-class Pipeline:
+class WritingAhead:
     """A context manager around the steps; its methods are the training thread's."""
 
     def __init__(
@@ -93,7 +93,7 @@ class Pipeline:
         Args:
             version: optimizer steps that made the trainer's present weights. A checkpoint of them
                 resumes exactly from here on: whoever resumes has no older ones.
-            check_stop: called instead of the pipeline's own.
+            check_stop: called instead of its own.
         """
         if not self.is_settled(version):
             self._wait(lambda: self.is_settled(version), version, check_stop)

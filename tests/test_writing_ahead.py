@@ -18,10 +18,10 @@ import pytest
 from benchmarks.lagging_engine import LaggingEngine, lagging_rollouts
 from polaris_fast.batch import Batch
 from polaris_fast.in_flight import read_rows
-from polaris_fast.pipeline import Pipeline
 from polaris_fast.stopping import StopRequested
 from polaris_fast.trainer import Trainer
 from polaris_fast.types import UserError
+from polaris_fast.writing_ahead import WritingAhead
 
 from .runs import exact, metrics_of, train
 
@@ -61,12 +61,12 @@ class Writer:
         self.drawn[batch.step] = (first, self.servers.version)
 
 
-def pipeline_over(
+def ahead_over(
     max_staleness: int, *, in_step: bool, total: int = 6, check_stop: Any = lambda: None
-) -> tuple[Pipeline, Writer, Servers]:
+) -> tuple[WritingAhead, Writer, Servers]:
     servers = Servers()
     writer = Writer(servers)
-    pipeline = Pipeline(
+    ahead = WritingAhead(
         writer,  # type: ignore[arg-type]
         servers,  # type: ignore[arg-type]
         lambda step: ([], 0.0),
@@ -76,29 +76,29 @@ def pipeline_over(
         in_step=in_step,
         check_stop=check_stop,
     )
-    return pipeline, writer, servers
+    return ahead, writer, servers
 
 
 @pytest.mark.parametrize("max_staleness", [1, 2, 3])
 def test_in_step_every_batch_is_drawn_by_the_weights_of_n_steps_before(max_staleness: int) -> None:
-    pipeline, writer, _ = pipeline_over(max_staleness, in_step=True)
+    ahead, writer, _ = ahead_over(max_staleness, in_step=True)
     writer.go.release(100)
-    with pipeline:
+    with ahead:
         for step in range(6):
-            pipeline.sync(step)
-            assert pipeline.take(step).step == step
+            ahead.sync(step)
+            assert ahead.take(step).step == step
     lagging = {step: (max(0, step - max_staleness),) * 2 for step in range(6)}
     assert writer.drawn == lagging
 
 
 @pytest.mark.parametrize("max_staleness", [1, 2])
 def test_weights_change_in_flight_and_never_get_too_old(max_staleness: int) -> None:
-    pipeline, writer, _ = pipeline_over(max_staleness, in_step=False)
-    with pipeline:
+    ahead, writer, _ = ahead_over(max_staleness, in_step=False)
+    with ahead:
         writer.go.release(1)
         for step in range(6):
-            pipeline.sync(step)  # while the next batch is held: it ends by these weights
-            pipeline.take(step)
+            ahead.sync(step)  # while the next batch is held: it ends by these weights
+            ahead.take(step)
             writer.go.release(1)
     oldest = {step: max(0, step - max_staleness) for step in range(6)}
     assert all(first >= oldest[step] for step, (first, _) in writer.drawn.items())
@@ -106,23 +106,23 @@ def test_weights_change_in_flight_and_never_get_too_old(max_staleness: int) -> N
 
 
 def test_nothing_is_written_beyond_the_last_step_or_before_the_first_weights() -> None:
-    pipeline, writer, _ = pipeline_over(3, in_step=True, total=2)
+    ahead, writer, _ = ahead_over(3, in_step=True, total=2)
     writer.go.release(100)
-    with pipeline:
+    with ahead:
         time.sleep(0.03)
         assert writer.drawn == {}
-        pipeline.sync(0)
-        pipeline.take(1)
+        ahead.sync(0)
+        ahead.take(1)
     assert sorted(writer.drawn) == [0, 1]
 
 
 def test_a_fault_of_the_writer_is_raised_where_its_batch_is_awaited() -> None:
-    pipeline, writer, _ = pipeline_over(1, in_step=True)
+    ahead, writer, _ = ahead_over(1, in_step=True)
     writer.fault = UserError("no server is left")
     writer.go.release(1)
-    with pytest.raises(UserError, match="no server is left"), pipeline:
-        pipeline.sync(0)
-        pipeline.take(0)
+    with pytest.raises(UserError, match="no server is left"), ahead:
+        ahead.sync(0)
+        ahead.take(0)
 
 
 def test_a_wait_looks_for_stops_and_for_lost_servers() -> None:
@@ -133,11 +133,11 @@ def test_a_wait_looks_for_stops_and_for_lost_servers() -> None:
         if servers.mended > 1:
             raise Stop
 
-    pipeline, _, servers = pipeline_over(1, in_step=True, check_stop=check_stop)
-    with pytest.raises(Stop), pipeline:
-        pipeline.sync(0)
-        pipeline.take(0)  # held for ever
-    assert not pipeline._thread.is_alive()
+    ahead, _, servers = ahead_over(1, in_step=True, check_stop=check_stop)
+    with pytest.raises(Stop), ahead:
+        ahead.sync(0)
+        ahead.take(0)  # held for ever
+    assert not ahead._thread.is_alive()
 
 
 # whole runs -----------------------------------------------------------------------------------
@@ -190,8 +190,8 @@ def stop_after(step: int) -> Any:
 
     def run_step(self: Trainer, number: int) -> Any:
         if number == step:
-            assert self.pipeline is not None
-            self.pipeline.take(step)
+            assert self.ahead is not None
+            self.ahead.take(step)
             raise StopRequested("SIGINT")
         return real(self, number)
 
