@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -20,7 +21,7 @@ Build = Callable[[Orders, World], Parts]
 
 
 def follow(world: World, build: Build) -> int:
-    """Run a follower to its end; returns the exit status (1 when the conductor is lost).
+    """Run a follower to its end; returns the exit status (0 done, 1 conductor lost, 2 user error).
 
     Args:
         world: this rank's place.
@@ -46,6 +47,9 @@ def follow(world: World, build: Build) -> int:
             with setup_spared():
                 while _obey(channel, parts, outbox):
                     pass
+        except UserError as error:  # a server of its own, say; the conductor sees that it is gone
+            print(f"error: rank {world.rank}: {error}", file=sys.stderr)
+            return 2
         finally:
             if parts.rollouts is not None:
                 parts.rollouts.close()

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from polaris_fast.config import Config
-from polaris_fast.ranks import World, parts
+from polaris_fast.ranks import World, follower, parts
 from polaris_fast.ranks.parts import Orders, build_parts
 from polaris_fast.rollout.vllm.errors import ServerError
 from polaris_fast.stopping import StopRequested
@@ -92,6 +92,25 @@ def test_when_the_server_of_one_rank_does_not_start_no_rank_goes_on(tmp_path: Pa
     mp.spawn(_rank, (str(tmp_path),), nprocs=2)
     assert (tmp_path / "0").read_text() == "UserError: rank 1: out of memory, then close"
     assert (tmp_path / "1").read_text() == "ServerError: out of memory, then close"
+
+
+def test_a_follower_tells_of_its_lost_server_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(version: int, check_stop: Callable[[], None]) -> None:
+        raise ServerError("the server is gone")
+
+    said = iter([("build", (None, None)), ("sync", (3,))])
+    channel = SimpleNamespace(receive=lambda: next(said), gather=lambda _: [])
+    monkeypatch.setattr(follower, "Channel", lambda _: channel)
+    monkeypatch.setattr(follower, "Outbox", lambda _: None)
+    monkeypatch.setattr(follower.signal, "signal", lambda *_: None)
+    log: list[str] = []
+    rollouts = SimpleNamespace(sync=lost, close=lambda: log.append("close"))
+    built = SimpleNamespace(slots=None, rollouts=rollouts)
+    assert follower.follow(World(1, 2, 1), lambda *_: built) == 2  # type: ignore[arg-type, return-value]
+    assert capsys.readouterr().err == "error: rank 1: the server is gone\n"
+    assert log == ["close"]
 
 
 def _rank(rank: int, folder: str) -> None:
