@@ -156,9 +156,11 @@ def _metric_names(spec: LossSpec, given: tuple[tuple[str, str, int], ...]) -> st
     """Comma-separated names of a loss's metrics, from one token with the same (field, dtype,
     dimensions) in its rows."""
     tensors = {
-        name: torch.zeros((1,) * dim, dtype=getattr(torch, dtype.removeprefix("torch.")))
+        name: torch.zeros(
+            (1,) * dim, dtype=getattr(torch, dtype.removeprefix("torch.")), device="cpu"
+        )
         for name, dtype, dim in given
     }
     view = view_rows(LossRows(num_rows=1, **tensors), None, None, spec, torch.float32)
-    zero = torch.zeros(1)
+    zero = torch.zeros(1, dtype=torch.float32, device="cpu")
     return ",".join(SpecObjective(spec, view).finish(zero, zero)[1])
