@@ -63,8 +63,9 @@ def test_only_tokens_with_a_label_reach_the_head(
     assert tokens == [8], "TRL's own head after the block"
 
 
-def test_undo_restores_everything(qwen3: Path) -> None:
-    trainer = make_trainer(qwen3, beta=0.1)
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "autocast"])
+def test_undo_restores_everything(qwen3: Path, bf16: bool) -> None:
+    trainer = make_trainer(qwen3, beta=0.1, bf16=bf16)
     models = (trainer.model, trainer.ref_model)
     before = [dict(vars(x)) for x in (trainer, *models)]
     forwards = [m.forward for m in models]
