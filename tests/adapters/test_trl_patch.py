@@ -186,6 +186,30 @@ def test_a_loss_that_drifts_from_trls_ends_the_run(
 
 
 @pytest.mark.parametrize(
+    ("ours", "theirs", "agrees"),
+    [
+        (torch.nan, 0.3, False),
+        (0.3, torch.nan, False),
+        (torch.nan, torch.nan, True),
+        (torch.inf, 0.3, False),
+        (0.3, torch.inf, False),
+        (-torch.inf, torch.inf, False),
+        (torch.inf, torch.inf, True),
+        (0.3, 0.3 + 1e-6, True),
+        (0.3, 0.31, False),
+    ],
+)
+def test_a_loss_that_is_not_a_number_agrees_with_its_like_alone(
+    qwen3: Path, ours: float, theirs: float, agrees: bool
+) -> None:
+    trainer = make_trainer(qwen3)
+    loss = FusedLoss(trainer, trl_head.HeadKernel(gather=nullcontext, options={}))
+    inputs = {"advantages": torch.ones(2), "completion_mask": torch.ones(2, 3)}
+    with nullcontext() if agrees else pytest.raises(RuntimeError, match="TRL's own"):
+        loss._compare(torch.tensor(ours), torch.tensor(theirs), inputs)
+
+
+@pytest.mark.parametrize(
     ("options", "word"),
     [
         ({"entropy_coef": 0.1}, "entropy_coef"),
