@@ -14,7 +14,6 @@ from torch import Tensor
 
 from polaris_kernels import (
     LossSpec,
-    available_backends,
     grpo_loss,
     linear_grpo_loss,
     linear_kl_loss,
@@ -22,26 +21,11 @@ from polaris_kernels import (
 )
 from polaris_kernels import logits as logits_module
 from polaris_kernels import rows as rows_module
-from polaris_kernels.backends import ENVIRONMENT_KEY
 
 from .cases import assert_close, make_head, make_rows
 
 N, D, V = 14, 6, 37
 SPEC = LossSpec(beta=0.1, entropy_coef=0.05)
-
-
-@pytest.fixture(params=["torch", "native", "triton"], autouse=True)
-def backend(request, monkeypatch):
-    if request.param == "triton":
-        pytest.importorskip("triton")
-        if torch.cuda.is_available():
-            pytest.skip("the interpreter runs CPU tensors")
-        launch = pytest.importorskip("polaris_kernels.backends.triton_launch")
-        monkeypatch.setattr(launch, "THREADS", 8)
-    elif request.param not in available_backends():
-        pytest.skip(f"{request.param} is not there")
-    monkeypatch.setenv(ENVIRONMENT_KEY, request.param)
-    return request.param
 
 
 def of_head(temperature: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
@@ -82,8 +66,8 @@ def of_exact_kl(temperature: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
 
 @pytest.mark.parametrize("junk", [0.0, torch.nan, -1.0])
 @pytest.mark.parametrize("function", [of_head, of_capped_head, of_logits, of_exact_kl])
-def test_a_temperature_under_the_mask_never_matters(backend, function, junk, monkeypatch):
-    if function is of_exact_kl and backend != "torch":
+def test_a_temperature_under_the_mask_never_matters(every_backend, function, junk, monkeypatch):
+    if function is of_exact_kl and every_backend != "torch":
         pytest.skip("the exact KL has no backends")
     clean = torch.linspace(0.5, 1.5, N, dtype=torch.float64)
     expected, leaves = function(clean)

@@ -4,7 +4,6 @@ Shapes: `N tokens . D hidden . V vocab`.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor
 
 from polaris_kernels import (
     LossSpec,
-    available_backends,
-    backends,
     grpo_loss,
     linear_grpo_loss,
     linear_logps,
@@ -25,37 +22,7 @@ N, D, V = 14, 6, 37
 SPEC = LossSpec(beta=0.1, entropy_coef=0.05)
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory) -> Any:
-    from .cuda_emulator import compile_emulator
-
-    return compile_emulator(tmp_path_factory.mktemp("emulator"))
-
-
-@pytest.fixture(params=["torch", "native", "triton", "cuda"], autouse=True)
-def backend(request, monkeypatch):
-    """The CUDA kernels run on the CPU, under Triton's name."""
-    name = request.param
-    if name in ("triton", "cuda"):
-        pytest.importorskip("triton")
-        if torch.cuda.is_available():
-            pytest.skip("the interpreter and the emulator take CPU tensors")
-        from polaris_kernels.backends import triton_launch
-
-        monkeypatch.setattr(triton_launch, "THREADS", 8)
-    elif name not in available_backends():
-        pytest.skip(f"{name} is not there")
-    if name == "cuda":
-        from polaris_kernels.backends.row_kernels import CudaRows
-        from polaris_kernels.backends.triton_chunked import TritonBackend
-
-        from .cuda_emulator import Emulator
-
-        library = request.getfixturevalue("emulated")
-        made = TritonBackend(kernels=CudaRows(Emulator(library)))
-        monkeypatch.setitem(backends._instances, "triton", made)
-    monkeypatch.setenv(backends.ENVIRONMENT_KEY, "triton" if name == "cuda" else name)
-    return name
+pytestmark = pytest.mark.usefixtures("every_backend")
 
 
 def outputs(bias: Tensor) -> list[Tensor]:
