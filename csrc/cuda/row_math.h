@@ -9,6 +9,10 @@ namespace rows {
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 // below any logit, and finite even times a scale: its exponential is 0, and 0 times it is 0
 constexpr float kFloor = -1e30f;
+// exp2 is 0 from far above here; -inf, which a banned id has, is lifted to it
+constexpr float kLowest = -1e4f;
+
+PK_DEVICE float lift(float d) { return chip::larger_or_nan(d, kLowest); }
 
 // Sixteen bytes of storage.
 template <int32_t dtype>
@@ -115,7 +119,7 @@ PK_DEVICE void fold(Sums& sums, const float* v, float factor) {
 #pragma unroll
   for (int i = 0; i < count; ++i) {
     // the difference comes first: exact near the maximum, and 0 at it
-    const float d = (v[i] - m) * factor;
+    const float d = lift((v[i] - m) * factor);
     const float e = chip::exp2(d);
     s += e;
     t = fmaf(d, e, t);
@@ -234,7 +238,7 @@ PK_DEVICE void differentiate(float* v, int at, const Coefficients& c, const Scal
   } else {
 #pragma unroll
     for (int i = 0; i < items; ++i) {
-      const float d = (v[i] - c.shift) * scaling.factor;
+      const float d = lift((v[i] - c.shift) * scaling.factor);
       v[i] = chip::exp2(d) * fmaf(d, c.beta, c.alpha);
     }
   }
