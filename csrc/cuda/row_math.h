@@ -199,10 +199,14 @@ PK_DEVICE float kl_slope(int32_t kl, float distance) {
 PK_DEVICE float g_logp_of(const PkcRule& rule, const RuleInputs& in, float logp) {
   float g = in.g_logp;
   if (rule.advantages) {
-    const float r = rule.old_logps ? expf(logp - in.old_logp) : 1.0f;
-    const float free = r * in.advantage;
-    const float clipped = fminf(fmaxf(r, rule.ratio_low), rule.ratio_high) * in.advantage;
-    if (free <= clipped && r <= rule.ratio_cap) g -= free * in.weight;
+    // a ratio may overflow, and no advantage of 0 makes that 0
+    if (in.advantage != 0.0f) {
+      const float r = rule.old_logps ? expf(logp - in.old_logp) : 1.0f;
+      const float free = r * in.advantage;
+      const float clipped = fminf(fmaxf(r, rule.ratio_low), rule.ratio_high) * in.advantage;
+      // nan is not stopped
+      if (!(free > clipped || r > rule.ratio_cap)) g -= free * in.weight;
+    }
     if (rule.kl != PKC_KL_NONE) g += in.kl_weight * kl_slope(rule.kl, logp - in.ref_logp);
   }
   return g;
