@@ -223,6 +223,9 @@ def check_temperature(
         if not temperature > 0:
             raise ValueError(f"{caller}: temperature must be above 0, got {temperature}")
         return float(temperature)
+    if temperature.dim() == 0 and temperature.device.type == "cpu":
+        # reading it waits for nobody, and a number is cheaper than one a token
+        return check_temperature(float(temperature), num_tokens, device, dtype, caller)
     if temperature.dim() == 0:
         return temperature.detach().to(device, dtype).expand(num_tokens)
     if temperature.numel() != num_tokens or temperature.device != device:
