@@ -103,6 +103,13 @@ PK_DEVICE float exp2(float x) {
   return y;
 }
 
+// The larger one, or nan where there is one: fmaxf would drop it.
+PK_DEVICE float larger_or_nan(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
 // bf16 of `low` in the lower half, of `high` in the upper half; half to even.
 PK_DEVICE uint32_t pack_bf16(float low, float high) {
   uint32_t both;

@@ -9,6 +9,10 @@ namespace rows {
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 // below any logit, and finite even times a scale: its exponential is 0, and 0 times it is 0
 constexpr float kFloor = -1e30f;
+// exp2 is 0 from far above here; -inf, which a banned id has, is lifted to it
+constexpr float kLowest = -1e4f;
+
+PK_DEVICE float lift(float d) { return chip::larger_or_nan(d, kLowest); }
 
 // Sixteen bytes of storage.
 template <int32_t dtype>
@@ -115,7 +119,7 @@ PK_DEVICE void fold(Sums& sums, const float* v, float factor) {
 #pragma unroll
   for (int i = 0; i < count; ++i) {
     // the difference comes first: exact near the maximum, and 0 at it
-    const float d = (v[i] - m) * factor;
+    const float d = lift((v[i] - m) * factor);
     const float e = chip::exp2(d);
     s += e;
     t = fmaf(d, e, t);
@@ -195,10 +199,14 @@ PK_DEVICE float kl_slope(int32_t kl, float distance) {
 PK_DEVICE float g_logp_of(const PkcRule& rule, const RuleInputs& in, float logp) {
   float g = in.g_logp;
   if (rule.advantages) {
-    const float r = rule.old_logps ? expf(logp - in.old_logp) : 1.0f;
-    const float free = r * in.advantage;
-    const float clipped = fminf(fmaxf(r, rule.ratio_low), rule.ratio_high) * in.advantage;
-    if (free <= clipped && r <= rule.ratio_cap) g -= free * in.weight;
+    // a ratio may overflow, and no advantage of 0 makes that 0
+    if (in.advantage != 0.0f) {
+      const float r = rule.old_logps ? expf(logp - in.old_logp) : 1.0f;
+      const float free = r * in.advantage;
+      const float clipped = fminf(fmaxf(r, rule.ratio_low), rule.ratio_high) * in.advantage;
+      // nan is not stopped
+      if (!(free > clipped || r > rule.ratio_cap)) g -= free * in.weight;
+    }
     if (rule.kl != PKC_KL_NONE) g += in.kl_weight * kl_slope(rule.kl, logp - in.ref_logp);
   }
   return g;
@@ -234,7 +242,7 @@ PK_DEVICE void differentiate(float* v, int at, const Coefficients& c, const Scal
   } else {
 #pragma unroll
     for (int i = 0; i < items; ++i) {
-      const float d = (v[i] - c.shift) * scaling.factor;
+      const float d = lift((v[i] - c.shift) * scaling.factor);
       v[i] = chip::exp2(d) * fmaf(d, c.beta, c.alpha);
     }
   }

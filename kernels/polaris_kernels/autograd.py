@@ -15,7 +15,7 @@ from .backends.base import HeadBackend, Wanted
 from .foreseen import Foreseen, RowRule
 from .loss_call import LossCall, cut_gradients
 from .objective import TokenGradients
-from .problem import HeadProblem, accumulation_dtype, without_autocast
+from .problem import HeadProblem, accumulation_dtype, as_bias, without_autocast
 
 LOGP_OUTPUTS = ("logp", "entropy", "lse")
 
@@ -144,7 +144,7 @@ def _restored(ctx: Any) -> HeadProblem:
         ctx.problem,
         hidden=hidden.detach().to(ctx.compute_dtype),
         weight=weight.detach().to(ctx.compute_dtype),
-        bias=None if bias is None else bias.detach().to(accumulation_dtype(ctx.compute_dtype)),
+        bias=as_bias(bias, accumulation_dtype(ctx.compute_dtype)),
     )
 
 

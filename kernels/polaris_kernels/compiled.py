@@ -15,7 +15,7 @@ from . import head, logits, ops
 from .backends.base import Wanted
 from .metrics import Metrics
 from .objective import SpecObjective
-from .ops.arguments import pack_options, pack_temperature, spec_to_text
+from .ops.arguments import as_tensor, pack_options, pack_temperature, spec_to_text
 from .problem import HeadOptions
 from .rows import LossRows, view_rows
 from .spec import LossSpec
@@ -79,7 +79,7 @@ def grpo_loss(
     if isinstance(grad_scale, Tensor):
         scale = grad_scale
     else:
-        scale = None if grad_scale == 1.0 else _as_tensor(grad_scale, hidden)
+        scale = None if grad_scale == 1.0 else as_tensor(grad_scale, hidden.device)
     packed = _pack_loss(rows, spec, hidden)
     loss, metrics, logps, entropy, *_ = ops.linear_grpo_loss(
         hidden, weight, bias, targets, temperatures, scale, *packed,
@@ -129,17 +129,12 @@ def _pack_loss(rows: LossRows, spec: LossSpec, like: Tensor) -> tuple[Any, ...]:
     given = {name: getattr(rows, name) for name in _ROW_FIELDS}
     # a number is as good as a () tensor in every field that takes one
     tensors = {
-        name: x if isinstance(x, Tensor) else _as_tensor(x, like)
+        name: x if isinstance(x, Tensor) else as_tensor(x, like.device)
         for name, x in given.items()
         if x is not None
     }
     names = _metric_names(spec, tuple((n, str(x.dtype), x.dim()) for n, x in tensors.items()))
     return list(tensors.values()), ",".join(tensors), rows.num_rows, _spec_text(spec), names
-
-
-def _as_tensor(number: float, like: Tensor) -> Tensor:
-    # a product, unlike `new_full`, lets a graph take any value of the number
-    return like.new_ones((), dtype=torch.float64) * number
 
 
 def _named(metrics: Tensor, packed: tuple[Any, ...]) -> Metrics:
@@ -156,9 +151,11 @@ def _metric_names(spec: LossSpec, given: tuple[tuple[str, str, int], ...]) -> st
     """Comma-separated names of a loss's metrics, from one token with the same (field, dtype,
     dimensions) in its rows."""
     tensors = {
-        name: torch.zeros((1,) * dim, dtype=getattr(torch, dtype.removeprefix("torch.")))
+        name: torch.zeros(
+            (1,) * dim, dtype=getattr(torch, dtype.removeprefix("torch.")), device="cpu"
+        )
         for name, dtype, dim in given
     }
     view = view_rows(LossRows(num_rows=1, **tensors), None, None, spec, torch.float32)
-    zero = torch.zeros(1)
+    zero = torch.zeros(1, dtype=torch.float32, device="cpu")
     return ",".join(SpecObjective(spec, view).finish(zero, zero)[1])

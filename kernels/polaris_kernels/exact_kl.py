@@ -147,6 +147,8 @@ def linear_kl_loss(
         # 0 times an inf under the mask would be nan
         hidden = torch.where(kept.unsqueeze(1), hidden, 0.0)
         ref_hidden = torch.where(kept.unsqueeze(1), ref_hidden, 0.0)
+        if isinstance(temperature, Tensor):
+            temperature = torch.where(kept, temperature, 1.0)
     pair = HeadPair.make(
         Head(hidden, weight, bias),
         Head(ref_hidden, ref_weight, ref_bias),

@@ -30,10 +30,11 @@ class FusedHead(nn.Linear):
         A layer that changes its output by other means than weight and bias (an adapter, a
         parametrization, a quantized layer) is refused: the fused pass would leave that out.
         """
-        if type(linear) not in (nn.Linear, cls):
+        if not cls._takes(linear):
             raise ValueError(
-                f"FusedHead.from_linear: got {type(linear).__module__}.{type(linear).__qualname__},"
-                " not a plain nn.Linear; merge or remove its adapter or parametrization first"
+                f"{cls.__name__}.from_linear: got "
+                f"{type(linear).__module__}.{type(linear).__qualname__}, "
+                "not a plain nn.Linear; merge or remove its adapter or parametrization first"
             )
         head = cls(
             linear.in_features,
@@ -45,6 +46,11 @@ class FusedHead(nn.Linear):
         head.weight = linear.weight
         head.bias = linear.bias
         return head.train(linear.training)
+
+    @classmethod
+    def _takes(cls, linear: nn.Linear) -> bool:
+        """True where weight and bias are all that the layer's logits are made of."""
+        return type(linear) in (nn.Linear, cls)
 
     def forward(  # type: ignore[override]
         self,

@@ -176,6 +176,8 @@ def prepare_logits_loss(
             per_token = per_token.index_select(0, index)
     elif kept is not None:
         targets = targets.masked_fill(~kept, 0)
+        if isinstance(per_token, Tensor):
+            per_token = torch.where(kept, per_token, 1.0)
     check_above_zero(per_token, caller)
     problem = LogitsProblem(
         positions=positions,

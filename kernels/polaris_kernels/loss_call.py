@@ -135,6 +135,8 @@ def prepare_loss(
         # 0 times an inf under the mask would be nan
         hidden = torch.where(kept.unsqueeze(1), hidden, 0.0)
         targets = targets.masked_fill(~kept, 0)
+        if isinstance(temperature, Tensor):
+            temperature = torch.where(kept, temperature, 1.0)
     if isinstance(temperature, Tensor):
         options = replace(options, temperature=temperature)
     problem, backend = prepare_head(hidden, weight, bias, targets, options, caller)

@@ -68,15 +68,17 @@ def clipped_ratio(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
     A = x.view.advantages
     r = x.log_weight.exp()
     clipped = r.clamp(low, high) * A
-    free = r * A
+    product = _product(r, A)
     if spec.delta is None:
-        active = free <= clipped
+        free = product
+        stopped = free > clipped
     else:
         free = r.clamp(max=spec.delta) * A
-        active = (free <= clipped) & (r <= spec.delta)
+        stopped = (free > clipped) | (r > spec.delta)
     return PolicyTerms(
         loss=-torch.minimum(free, clipped),
-        d_log_weight=-(r * A * active),
+        # not a product with 0: the ratio may have overflowed
+        d_log_weight=-product.masked_fill(stopped, 0.0),
         clipped_low=(r < low) & (A < 0),
         clipped_high=(r > high) & (A > 0),
     )
@@ -102,7 +104,8 @@ def sapo(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
     gate = torch.sigmoid(tau * (r - 1))
     return PolicyTerms(
         loss=-4 / tau * gate * A,
-        d_log_weight=-4 * gate * (1 - gate) * r * A,
+        # far out the gate is flat, and a ratio that overflows there has no product with 0
+        d_log_weight=(-4 * gate * (1 - gate) * r * A).masked_fill(gate == 1, 0.0),
     )
 
 
@@ -114,7 +117,7 @@ def gmpo(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
     used = torch.where(
         positive, torch.minimum(x.log_ratio, limited), torch.maximum(x.log_ratio, limited)
     )
-    loss = -A * x.view.row_mean(used).exp()[x.view.row]
+    loss = -_product(x.view.row_mean(used).exp()[x.view.row], A)
     clipped_low = (x.log_ratio < -spec.epsilon) & (A < 0)
     clipped_high = (x.log_ratio > spec.upper_epsilon) & positive
     # an advantage of 0 clips from below too, but has no gradient to stop
@@ -159,8 +162,8 @@ def _divergence_masked(spec: LossSpec, x: PolicyInputs, divergence: Tensor) -> P
     A = x.view.advantages
     too_high = (divergence > spec.upper_epsilon) & (x.log_ratio > 0) & (A > 0)
     too_low = (divergence > spec.epsilon) & (x.log_ratio < 0) & (A < 0)
-    weight = x.log_ratio.exp().clamp(max=spec.ratio_cap) * ~(too_high | too_low)
-    d_logps = -weight * A
+    weight = x.log_ratio.exp().clamp(max=spec.ratio_cap).masked_fill(too_high | too_low, 0.0)
+    d_logps = -_product(weight, A)
     return PolicyTerms(
         loss=d_logps * x.logps, d_logps=d_logps, clipped_low=too_low, clipped_high=too_high
     )
@@ -190,7 +193,7 @@ def clip_cov(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
 def kl_cov(spec: LossSpec, x: PolicyInputs) -> PolicyTerms:
     """-r A, and + coef |log r| on the share of tokens with the largest covariance."""
     chosen = largest(covariance(x.logps, x.view), x.view, share=spec.kl_cov_ratio)
-    free = -x.log_weight.exp() * x.view.advantages
+    free = -_product(x.log_weight.exp(), x.view.advantages)
     # a number times a mask would be float32, whatever the dtype around it
     penalty = spec.kl_cov_coef * chosen.to(free.dtype)
     return PolicyTerms(
@@ -241,6 +244,11 @@ POLICY_LOSSES: dict[str, PolicyLoss] = {
     "dro": dro,
     "reinforce": reinforce,
 }
+
+
+def _product(ratio: Tensor, A: Tensor) -> Tensor:
+    """ratio A, and 0 where A is, whatever the ratio."""
+    return (ratio * A).masked_fill(A == 0, 0.0)
 
 
 def _choose(like: Tensor, condition: Tensor, yes: float, no: float) -> Tensor:

@@ -49,7 +49,7 @@ class HeadProblem:
     targets: Tensor
     """(N,) int64 in [0, V)"""
     bias: Tensor | None
-    """(V,) accumulation dtype"""
+    """(V,) accumulation dtype, dense: kernels read it by its address"""
     temperature: float | Tensor
     """above 0; or (N,) accumulation dtype"""
     softcap: float | None
@@ -132,7 +132,7 @@ def make_problem(
         hidden=hidden.detach().to(compute),
         weight=weight.detach().to(compute),
         targets=check_targets(targets, total_vocab or weight.shape[0], caller),
-        bias=None if bias is None else bias.detach().to(acc),
+        bias=as_bias(bias, acc),
         temperature=check_temperature(temperature, hidden.shape[0], device, acc, caller),
         softcap=softcap,
         logit_scale=float(logit_scale),
@@ -141,6 +141,11 @@ def make_problem(
         hidden_grad_dtype=grad_dtype_of(hidden),
         weight_grad_dtype=grad_dtype_of(weight),
     )
+
+
+def as_bias(bias: Tensor | None, acc: torch.dtype) -> Tensor | None:
+    """The bias as `HeadProblem` has it."""
+    return None if bias is None else bias.detach().to(acc).contiguous()
 
 
 def compute_dtype_of(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -218,6 +223,9 @@ def check_temperature(
         if not temperature > 0:
             raise ValueError(f"{caller}: temperature must be above 0, got {temperature}")
         return float(temperature)
+    if temperature.dim() == 0 and temperature.device.type == "cpu":
+        # reading it waits for nobody, and a number is cheaper than one a token
+        return check_temperature(float(temperature), num_tokens, device, dtype, caller)
     if temperature.dim() == 0:
         return temperature.detach().to(device, dtype).expand(num_tokens)
     if temperature.numel() != num_tokens or temperature.device != device:

@@ -89,7 +89,7 @@ def policy_loss(logps: Tensor, entropy: Tensor, rows: LossRows, spec: LossSpec) 
     kept = torch.ones_like(rows.row_of_token, dtype=torch.bool)
     if rows.completion_mask is not None:
         kept = kept & (rows.completion_mask != 0)
-    weights = torch.ones(rows.num_rows, dtype=logps.dtype)
+    weights = logps.new_ones(rows.num_rows)
     if rows.row_weight is not None:
         weights = rows.row_weight.to(logps.dtype)
     alive = [r for r in range(rows.num_rows) if weights[r] != 0]
@@ -271,6 +271,7 @@ def group_advantages(
                 if g == group and not h
             ],
             dtype=torch.float64,
+            device="cpu",
         )
         if len(peers) < 2:
             advantages.append(float("nan"))

@@ -221,7 +221,8 @@ def select_tokens(rows: LossRows, num_tokens: int) -> tuple[Tensor | None, Tenso
     """(index, kept): the (K,) positions that carry loss, or, where finding them would make the host
     wait for the device, a (T,) bool mask. Both None: every token carries loss."""
     if rows.token_index is not None:
-        return rows.token_index, None
+        # a column of `mask.nonzero()` is not dense, and kernels read rows by this index
+        return rows.token_index.contiguous(), None
     kept = _kept(rows)
     if kept is None or not _is_host_memory(kept):
         return None, kept

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from polaris_kernels.adapters import liger, openrlhf, verl
 from polaris_kernels.adapters.packed import PackedHead
 
+from .test_packed import FusedOutputLinear
 from .trl_rig import make_trainer, reward
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -140,8 +141,13 @@ def test_openrlhf(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = SimpleNamespace(lm_head=nn.Linear(D, V, bias=False))
-    names: dict[str, Any] = {"model": model, "inject_prime_lm_head": lambda model, chunk_size: None}
     weight = model.lm_head.weight
+
+    def inject(model: Any, chunk_size: int) -> None:
+        model.lm_head = FusedOutputLinear(D, V, chunk_size)
+        model.lm_head.weight = weight
+
+    names: dict[str, Any] = {"model": model, "inject_prime_lm_head": inject}
     run("packed", 0, names)
     assert isinstance(model.lm_head, PackedHead) and model.lm_head.weight is weight
     (source,) = blocks("packed", "python")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from polaris_kernels import reference
+from polaris_kernels import FusedHead, reference
 from polaris_kernels.adapters.openrlhf import log_probs_from_hidden, log_probs_from_logits
 from polaris_kernels.adapters.packed import PackedHead, packed_logps
 
@@ -86,6 +86,55 @@ def test_a_packed_head_answers_as_prime_rls() -> None:
     )
     torch.testing.assert_close(mine, exact)
     torch.testing.assert_close(head(hidden), linear(hidden))
+
+
+class FusedOutputLinear(nn.Linear):
+    """The outside of prime-rl 0.8.0's: its constructor, its bias and what its forward demands."""
+
+    def __init__(self, in_features: int, out_features: int, chunk_size: int = 512) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.chunk_size = chunk_size
+
+    def forward(self, hidden_states, labels=None, temperature=None):  # type: ignore[no-untyped-def,override]
+        assert labels is not None and temperature is not None
+        raise NotImplementedError
+
+
+class VanillaOutputLinear(nn.Linear):
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+
+class GemmaFusedOutputLinear(FusedOutputLinear):
+    pass
+
+
+@pytest.mark.parametrize("layer", [FusedOutputLinear, VanillaOutputLinear])
+def test_a_packed_head_takes_the_place_of_prime_rls(layer: type[nn.Linear]) -> None:
+    theirs = layer(D, V).eval()
+    embedding = nn.Embedding(V, D)
+    theirs.weight = embedding.weight
+    head = PackedHead.from_linear(theirs)
+    assert head.weight is embedding.weight and not head.training
+    hidden, labels = torch.randn(1, 4, D), torch.tensor([[1, 2, 3, 4]])
+    out = head(hidden, labels=labels, temperature=torch.full((1, 4), 0.7))
+    exact = (theirs.weight @ hidden[0].t() / 0.7).log_softmax(0).t()
+    torch.testing.assert_close(out["logprobs"], exact.gather(1, labels.t()).t())
+    # a copy of a packed head still works
+    assert PackedHead.from_linear(head).weight is embedding.weight
+
+
+def test_heads_that_do_more_than_a_product_are_refused() -> None:
+    parametrized = nn.utils.parametrizations.weight_norm(FusedOutputLinear(D, V))
+
+    class Adapter(nn.Linear):
+        pass
+
+    for layer in (GemmaFusedOutputLinear(D, V), parametrized, Adapter(D, V)):
+        with pytest.raises(ValueError, match=r"PackedHead.*: got .*not a plain nn.Linear"):
+            PackedHead.from_linear(layer)
+    with pytest.raises(ValueError, match=r"FusedHead.*: got .*FusedOutputLinear"):
+        FusedHead.from_linear(FusedOutputLinear(D, V))
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (15,)], ids=["padded", "flat"])

@@ -63,8 +63,9 @@ def test_only_tokens_with_a_label_reach_the_head(
     assert tokens == [8], "TRL's own head after the block"
 
 
-def test_undo_restores_everything(qwen3: Path) -> None:
-    trainer = make_trainer(qwen3, beta=0.1)
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "autocast"])
+def test_undo_restores_everything(qwen3: Path, bf16: bool) -> None:
+    trainer = make_trainer(qwen3, beta=0.1, bf16=bf16)
     models = (trainer.model, trainer.ref_model)
     before = [dict(vars(x)) for x in (trainer, *models)]
     forwards = [m.forward for m in models]
@@ -182,6 +183,30 @@ def test_a_loss_that_drifts_from_trls_ends_the_run(
     monkeypatch.setattr(trl_loss, "rows_of", shifted)
     with pytest.raises(RuntimeError, match="TRL's own"):
         one_loss(trainer)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "agrees"),
+    [
+        (torch.nan, 0.3, False),
+        (0.3, torch.nan, False),
+        (torch.nan, torch.nan, True),
+        (torch.inf, 0.3, False),
+        (0.3, torch.inf, False),
+        (-torch.inf, torch.inf, False),
+        (torch.inf, torch.inf, True),
+        (0.3, 0.3 + 1e-6, True),
+        (0.3, 0.31, False),
+    ],
+)
+def test_a_loss_that_is_not_a_number_agrees_with_its_like_alone(
+    qwen3: Path, ours: float, theirs: float, agrees: bool
+) -> None:
+    trainer = make_trainer(qwen3)
+    loss = FusedLoss(trainer, trl_head.HeadKernel(gather=nullcontext, options={}))
+    inputs = {"advantages": torch.ones(2), "completion_mask": torch.ones(2, 3)}
+    with nullcontext() if agrees else pytest.raises(RuntimeError, match="TRL's own"):
+        loss._compare(torch.tensor(ours), torch.tensor(theirs), inputs)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from polaris_kernels import linear_logps
+from polaris_kernels.adapters import trl_head
 from polaris_kernels.adapters.trl import patch_grpo
 
-from .trl_rig import Run, make_trainer
+from .trl_rig import Run, gradient_difference, make_trainer
 
 pytest.importorskip("trl")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -82,6 +83,43 @@ def test_both_heads_differentiate_a_bf16_model_alike() -> None:
         assert mine.dtype == torch.bfloat16
         errors = [float((x.double() - truth).norm() / truth.norm()) for x in (mine, theirs)]
         assert errors[0] <= 2 * errors[1] + 2**-8
+
+
+@pytest.mark.parametrize("name", ["GRPO", "RLOO"])
+def test_a_reference_model_under_autocast_agrees_to_bf16(
+    qwen3: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate has wrapped its forward, and TRL's default is autocast."""
+    import trl
+
+    options = {
+        "trainer_class": getattr(trl, name + "Trainer"),
+        "config_class": getattr(trl, name + "Config"),
+        "bf16": True, "beta": 0.1, "max_steps": 3,
+    }  # fmt: skip
+    autocast: list[bool] = []
+    real = trl_head.linear_logps
+
+    def watch(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            autocast.append(torch.is_autocast_enabled("cpu"))
+        return real(hidden, *args, **kwargs)
+
+    monkeypatch.setattr(trl_head, "linear_logps", watch)
+    theirs = Run(make_trainer(qwen3, **options))
+    for loss in ("trl", "fused") if name == "GRPO" else ("trl",):
+        autocast.clear()
+        trainer = make_trainer(qwen3, **options)
+        assert "_original_forward" in vars(trainer.ref_model), "this test no longer tests anything"
+        patch_grpo(trainer, loss=loss, logits_dtype="bf16")
+        run = Run(trainer)
+        assert len(autocast) >= 3 and all(autocast)
+        # the first updates are the rollout's own, where ratio and KL are 1 and 0
+        assert max(theirs.metric("kl")) > 1e-4
+        assert run.metric("kl") == pytest.approx(theirs.metric("kl"), rel=0.1, abs=1e-5)
+        assert run.metric("loss") == pytest.approx(theirs.metric("loss"), abs=1e-3)
+        for mine, exact in zip(run.gradients, theirs.gradients, strict=True):
+            assert gradient_difference(mine, exact) < 0.05
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,12 @@ def as_float32(rows: LossRows) -> LossRows:
     return replace(rows, **{n: getattr(rows, n).float() for n in names})
 
 
+def strided(values: Tensor) -> Tensor:
+    """The same (n,) values, two memory cells apart, nan (or a huge integer) between them."""
+    other = torch.full_like(values, torch.nan if values.is_floating_point() else 2**40)
+    return torch.stack((values, other), 1)[:, 0]
+
+
 def grads(loss: Tensor, head: Head) -> tuple[Tensor, ...]:
     """Gradients by the leaves."""
     return torch.autograd.grad(loss, head.leaves)

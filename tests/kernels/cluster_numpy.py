@@ -12,6 +12,7 @@ import numpy as np
 F = np.float32
 ITEMS, TILE, WARP = 4, 4, 32
 LOG2E, LN2, FLOOR = F(1.4426950408889634), F(0.6931471805599453), F(-1e30)
+LOWEST = F(-1e4)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def row_pass(
         g_logp, g_entropy, g_lse = map(F, g)
         alpha = g_lse - g_logp - g_entropy * (entropy - log_total * LN2)
         alpha, beta = alpha * F(scale) / s, -g_entropy * F(scale) * LN2 / s
-        d = (share[rank] - m) * factor
+        d = np.maximum((share[rank] - m) * factor, LOWEST)
         gradient[rank] = np.exp2(d) * (d * beta + alpha)
     gradient = gradient.reshape(-1)[:V]
     gradient[target] += F(g[0]) * F(scale)
@@ -95,7 +96,7 @@ def fold(sums: np.ndarray, v: np.ndarray, factor: np.float32) -> np.ndarray:
     shrink = np.exp2(moved)
     s, t = sums[1] * shrink, (sums[2] + moved * sums[1]) * shrink
     for x in v:
-        d = (x - m) * factor
+        d = np.maximum((x - m) * factor, LOWEST)
         e = np.exp2(d)
         s, t = s + e, F(np.float64(d) * np.float64(e) + np.float64(t))
     return np.array([m, s, t], F)

@@ -234,6 +234,51 @@ def test_lengths_do_not_recompile_and_specs_do():
     assert second[0] > first[0]
 
 
+@pytest.mark.parametrize("of", ["loss", "logps", "frozen", "logits_loss", "logits_logps"])
+def test_a_new_temperature_does_not_recompile(of):
+    head = make_head(40, dtype=torch.float32)
+    rows = as_float32(make_rows(head))
+    logits = torch.randn(40, 33, requires_grad=True)
+    weight = head.weight.detach() if of == "frozen" else head.weight
+    leaf = logits if of.startswith("logits") else head.hidden
+
+    def run(temperature):
+        if of == "loss":
+            given = (head.hidden, weight, head.targets)
+            return linear_grpo_loss(*given, rows=rows, temperature=temperature).loss
+        if of == "logits_loss":
+            return grpo_loss(logits, head.targets, rows=rows, temperature=temperature).loss
+        if of == "logits_logps":
+            return selective_logps(logits, head.targets, temperature=temperature).logps.sum()
+        return linear_logps(head.hidden, weight, head.targets, temperature=temperature).logps.sum()
+
+    counter = CompileCounterWithBackend("aot_eager")
+    ours = torch.compile(run, fullgraph=True, backend=counter)
+    frames = []
+    for temperature in (0.6, 0.7, 0.85, 1.3, 2.0, 0.5):
+        found, expected = ours(temperature), run(temperature)
+        assert torch.equal(found, expected)
+        assert_same_gradients(found, expected, (leaf,))
+        frames.append(counter.frame_count)
+    # the second value shows that it changes
+    assert frames[1] <= 2 and frames[1:] == frames[1:2] * 5
+    # 1 has a graph without a division
+    ours(1.0)
+    before = counter.frame_count
+    for temperature in (0.9, 1.0, 1.1):
+        ours(temperature)
+    assert counter.frame_count == before
+
+
+def test_a_temperature_of_0_is_refused_when_the_graph_runs():
+    head = make_head(dtype=torch.float32)
+    run = compiled(
+        lambda t: linear_logps(head.hidden, head.weight, head.targets, temperature=t).logps
+    )
+    with pytest.raises(ValueError, match=r"temperature must be above 0 .*got 0\.0"):
+        run(0.0)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_a_callback_breaks_the_graph_and_runs():
     head = make_head(dtype=torch.float32)

@@ -202,6 +202,25 @@ def test_the_probe_passes_good_kernels_and_stops_bad_ones(library):
         cuda_probe.try_rows(CudaRows(Wrong(library)), device, 1_003, torch.float32)
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_the_first_call_may_come_without_autograd(library, mode):
+    with mode():
+        cuda_probe.try_rows(CudaRows(Emulator(library)), torch.device("cpu"), 1_003, torch.bfloat16)
+
+
+def test_the_probe_makes_its_rows_on_the_host_whatever_the_defaults(library):
+    rows = cuda_probe._rows(torch.device("cpu"), 1_003, torch.float32)
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        again = cuda_probe._rows(torch.device("cpu"), 1_003, torch.float32)
+        cuda_probe.try_rows(CudaRows(Emulator(library)), torch.device("cpu"), 1_003, torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(rows[0], again[0]) and torch.equal(rows[1], again[1])
+
+
 def test_without_a_device_triton_takes_over_by_name(monkeypatch, caplog):
     if torch.cuda.is_available():
         pytest.skip("there is a device")

@@ -53,6 +53,39 @@ def test_clipped_ratio(ratio, advantage, loss, slope):
     assert gradient == pytest.approx([slope])
 
 
+@pytest.mark.parametrize(
+    ("loss_type", "options"),
+    [
+        ("grpo", {}),
+        ("grpo", {"delta": 3.0}),
+        ("gspo", {}),
+        ("clip_cov", {"clip_cov_lb": 1e8, "clip_cov_ub": 1e9}),
+        ("gmpo", {}),
+        ("sapo", {}),
+        ("cispo", {"epsilon_high": 1.5}),
+        ("dppo_tv", {}),
+        ("dppo_kl", {}),
+        ("kl_cov", {"kl_cov_ratio": 1e-9}),
+    ],
+)
+def test_an_overflowing_ratio_is_no_nan_where_nothing_depends_on_it(loss_type, options):
+    spec = LossSpec(loss_type=loss_type, **options)
+    # exp(1_000) is inf in float64 too; kl_cov alone never clips a positive advantage
+    advantages = [0.0, 0.0, -1.0] if loss_type == "kl_cov" else [1.0, 0.0, -1.0]
+    (loss, gradient), (expected, exact) = (
+        evaluate(spec, [-1.0] * 3, [old, old, -1.0], advantages) for old in (-1_001.0, -31.0)
+    )
+    # kl_cov's penalty, on one token at least, is the distance itself
+    assert loss - (970.0 if loss_type == "kl_cov" else 0.0) == pytest.approx(expected, abs=1e-6)
+    assert gradient == pytest.approx(exact, abs=1e-6)
+
+
+def test_a_ratio_that_is_nan_stays_loud():
+    for advantage in (1.0, -1.0):
+        loss, gradient = evaluate(LossSpec(), [-1.0, -1.0], [math.nan, -1.0], [advantage, 1.0])
+        assert math.isnan(loss) and math.isnan(gradient[0]) and gradient[1] == -1.0
+
+
 def test_cispo_keeps_the_gradient_of_a_capped_token():
     spec = LossSpec(loss_type="cispo", epsilon_high=1.5)
     loss, gradient = evaluate(spec, [-1.0], [-1.0 - math.log(4.0)], [2.0])

@@ -83,7 +83,9 @@ def make_rows(
         num_items_in_batch: loss tokens of the whole batch, for the losses that divide by tokens.
     """
     device = advantages.device
-    mask = torch.ones(shape, device=device) if completion_mask is None else completion_mask
+    mask = completion_mask
+    if mask is None:
+        mask = torch.ones(shape, dtype=torch.bool, device=device)
     rollout = None
     if vllm_is_ratio is not None:
         if spec.loss_type == "vespo" and vllm_is_ratio.shape != shape:

@@ -13,15 +13,26 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..fused_head import FusedHead
 from ..head import TokenLogps, linear_logps
+
+# prime-rl's heads of plain logits: nn.Linear with another forward. Its Gemma head, which caps them,
+# and its cross-entropy heads, which return a loss, have names of their own
+_PRIME_RL_HEADS = ("FusedOutputLinear", "VanillaOutputLinear")
 
 
 class PackedHead(FusedHead):
     """prime-rl's `FusedOutputLinear` by its call: labels are shifted already, temperature is per
     token. The entropy is differentiable."""
+
+    @classmethod
+    def _takes(cls, linear: nn.Linear) -> bool:
+        # by name: prime-rl is not imported here. A parametrization makes a class of its own
+        kind = type(linear)
+        is_prime_rls = kind.__name__ in _PRIME_RL_HEADS and kind.__bases__ == (nn.Linear,)
+        return is_prime_rls or super()._takes(linear)
 
     def forward(  # type: ignore[override]
         self,

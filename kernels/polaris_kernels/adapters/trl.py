@@ -138,13 +138,13 @@ def _patch(trainer: Any, loss: str, needs_entropy: bool, options: dict[str, Any]
             f"({type(head).__qualname__}), which a product with its weight alone would leave out; "
             "merge it, or take the head out of the adapter's target modules"
         )
-    models = [policy]
-    if getattr(trainer, "ref_model", None) is not None:
-        models.append(trainer.accelerator.unwrap_model(trainer.ref_model))
     switches: list[HeadSwitch] = []
     losses: list[FusedLoss] = []
     try:
-        switches.extend(HeadSwitch(model, options) for model in models)
+        switches.append(HeadSwitch(policy, options))
+        if getattr(trainer, "ref_model", None) is not None:
+            reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+            switches.append(HeadSwitch(reference, options, is_reference=True))
         kernel = switches[0].kernel
         kernel.entropy_gradient = needs_entropy
         if loss == "fused":

@@ -108,9 +108,16 @@ class HeadKernel:
 class HeadSwitch:
     """One model's forward with TRL's head or with this one; `on` and `off` switch between them."""
 
-    def __init__(self, model: nn.Module, options: dict[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, options: dict[str, Any], *, is_reference: bool = False
+    ) -> None:
         method: Any = model.__dict__.get("forward")
-        inner = getattr(method, "__func__", None)
+        theirs = method
+        if is_reference:
+            # accelerate prepares it when the trainer is made and, under mixed precision, wraps its
+            # forward in autocast, which TRL enters around every call by itself
+            theirs = model.__dict__.get("_original_forward", method)
+        inner = getattr(theirs, "__func__", None)
         if not isinstance(inner, FunctionType) or not {_FUNCTION, _COMPACTS, _GATHER} <= set(
             inner.__code__.co_names
         ):

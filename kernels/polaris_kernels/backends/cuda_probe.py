@@ -6,6 +6,8 @@ a chip that does not do what the sources say must be found before it trains a mo
 Shapes: `C rows . V vocab`.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,12 @@ def checked_rows() -> CudaRows:
 def try_rows(kernels: CudaRows, device: torch.device, width: int, dtype: torch.dtype) -> None:
     """LibraryError unless `kernels` agree with float64 on three rows of this width, a gradient of
     bf16 in the logits' memory, by one kernel and by two."""
+    # the first call may come from anywhere, and float64's gradient is autograd's
+    with torch.inference_mode(False), torch.enable_grad():
+        _try_rows(kernels, device, width, dtype)
+
+
+def _try_rows(kernels: CudaRows, device: torch.device, width: int, dtype: torch.dtype) -> None:
     raw, targets, given = _rows(device, width, dtype)
     exact, exact_gradient = _exact(raw, targets, given)
     for how in ("one read", "two reads"):
@@ -79,30 +87,31 @@ def try_rows(kernels: CudaRows, device: torch.device, width: int, dtype: torch.d
 def _rows(
     device: torch.device, width: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, TokenGradients]:
-    g = torch.Generator().manual_seed(width)
-    raw = (4 * torch.randn(3, width, generator=g)).to(dtype)
-    parts = [torch.randn(3, generator=g).to(device) for _ in range(3)]
-    targets = torch.tensor([0, width // 2, width - 1])
+    g = torch.Generator("cpu").manual_seed(width)
+    # whatever torch's defaults are: the generator is the host's
+    normal = partial(torch.randn, generator=g, dtype=torch.float32, device="cpu")
+    raw = (4 * normal(3, width)).to(dtype)
+    parts = [normal(3).to(device) for _ in range(3)]
+    targets = torch.tensor([0, width // 2, width - 1], device="cpu")
     # a likely token, so that its log-prob is not all that counts
-    raw[torch.arange(3), targets] = 12.0
+    raw[torch.arange(3, device="cpu"), targets] = 12.0
     return raw.to(device), targets.to(device), TokenGradients(*parts)
 
 
 def _exact(raw: Tensor, targets: Tensor, given: TokenGradients) -> tuple[Tensor, Tensor]:
     """Log-probs, entropies and lse (3, C), and d loss / d logits (C, V), in float64."""
-    with torch.enable_grad():
-        z = raw.detach().double().requires_grad_()
-        log_p = z.log_softmax(1)
-        outputs = (
-            log_p.gather(1, targets[:, None])[:, 0],
-            -(log_p.exp() * log_p).sum(1),
-            z.logsumexp(1),
-        )
-        (gradient,) = torch.autograd.grad(
-            outputs,
-            z,
-            [g.double() for g in (given.logp, given.entropy, given.lse) if g is not None],
-        )
+    z = raw.detach().double().requires_grad_()
+    log_p = z.log_softmax(1)
+    outputs = (
+        log_p.gather(1, targets[:, None])[:, 0],
+        -(log_p.exp() * log_p).sum(1),
+        z.logsumexp(1),
+    )
+    (gradient,) = torch.autograd.grad(
+        outputs,
+        z,
+        [g.double() for g in (given.logp, given.entropy, given.lse) if g is not None],
+    )
     return torch.stack(outputs).detach(), gradient
 
 

@@ -18,6 +18,7 @@ from .row_pass import (
     RowStatistics,
     block_rows,
     gradient_block_,
+    lift_,
     reduce_block,
     row_blocks,
     row_coefficients,
@@ -111,7 +112,7 @@ def logits_gradient(
         for block in row_blocks(K, V, flat.device):
             z, spare = buffer[: block.stop - block.start], scratch[: block.stop - block.start]
             problem.load(flat, block, z)
-            z.sub_(maximum[block])
+            lift_(z.sub_(maximum[block]))
             if kept == "exp":
                 z.exp_()
             gradient_block_(

@@ -94,7 +94,7 @@ class NativeBackend:
                     sums.add(out, tokens, is_last=last)
                     continue
                 if kept is None:
-                    pending.append(torch.arange(tokens.start, tokens.stop))
+                    pending.append(torch.arange(tokens.start, tokens.stop, device="cpu"))
                 else:
                     self.lib.pack_rows(out, kept)
                     pending.append(kept + tokens.start)
@@ -244,17 +244,17 @@ def _non_zero(given: TokenGradients, tokens: slice) -> Tensor | None:
     total = tokens.stop - tokens.start
     index = rows_with_gradient(given)
     if index is None:
-        return torch.zeros(0, dtype=torch.int64)
+        return torch.zeros(0, dtype=torch.int64, device="cpu")
     return index if index.numel() < _PACK_BELOW * total else None
 
 
 def _empty_hidden_gradient(problem: HeadProblem) -> Tensor:
-    return torch.empty(problem.hidden.shape, dtype=problem.hidden_grad_dtype)
+    return problem.hidden.new_empty(problem.hidden.shape, dtype=problem.hidden_grad_dtype)
 
 
 @contextmanager
 def _buffer(num_rows: int, width: int, dtype: torch.dtype) -> Iterator[Tensor]:
-    with borrowed(((num_rows, width),), torch.empty(0, dtype=dtype)) as (z,):
+    with borrowed(((num_rows, width),), torch.empty(0, dtype=dtype, device="cpu")) as (z,):
         yield z
 
 

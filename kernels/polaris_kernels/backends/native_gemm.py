@@ -83,7 +83,7 @@ class Gemms:
             self.multiply.into(total, dz[:, part], weight[part].to(dz.dtype), add=True)
 
     def _wide(self, like: Tensor) -> Tensor:
-        return torch.empty(like.shape, dtype=self.problem.acc_dtype)
+        return like.new_empty(like.shape, dtype=self.problem.acc_dtype)
 
 
 def weight_gradient_dtype(problem: HeadProblem) -> torch.dtype:
@@ -144,7 +144,7 @@ class WeightGradient:
         """Rows of dW and their product, in a buffer that the next piece takes."""
         weight = self._gemms.problem.weight
         height = min(weight.shape[0], _piece_rows(weight))
-        like = torch.empty(0, dtype=dtype)
+        like = weight.new_empty(0, dtype=dtype)
         with borrowed(((height, weight.shape[1]),), like) as (buffer,):
             for rows in _pieces(weight, whole=False):
                 part = buffer[: rows.stop - rows.start]
@@ -152,7 +152,8 @@ class WeightGradient:
                 yield rows, part
 
     def _empty(self, dtype: torch.dtype) -> Tensor:
-        return torch.empty(self._gemms.problem.weight.shape, dtype=dtype)
+        weight = self._gemms.problem.weight
+        return weight.new_empty(weight.shape, dtype=dtype)
 
     def result(self) -> Tensor | None:
         """(V, D); None where the caller's tensor has taken it."""

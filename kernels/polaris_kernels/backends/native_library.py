@@ -240,7 +240,8 @@ class NativeLibrary:
         assert b.shape[0] == k and out.shape == (m, n) and out.dtype == torch.float32
         assert a.dtype == b.dtype and (out.stride(1) == 1 or n == 1)
         size = self._library.pk_gemm_workspace(DTYPES[a.dtype])
-        with borrowed(((1, size // 4),), torch.empty(0)) as (workspace,):
+        # of out's type: torch's default one may be half as wide
+        with borrowed(((1, size // 4),), out.new_empty(0)) as (workspace,):
             given = _Gemm(
                 a=_Matrix(a.data_ptr(), a.stride(0), a.stride(1)),
                 b=_Matrix(b.data_ptr(), b.stride(1), b.stride(0)),

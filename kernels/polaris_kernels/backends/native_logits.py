@@ -58,7 +58,7 @@ class NativeLogitsPass:
             if isinstance(temperature, Tensor):
                 temperature = spread(temperature, positions, M, 1)
         problem = _problem(flat, targets, temperature)
-        rows = _one_certain_token(M, problem.acc_dtype)
+        rows = _one_certain_token(M, flat, problem.acc_dtype)
         z = by_rows(flat)
         everything = slice(0, M), slice(0, flat.shape[1])
         self.library.statistics(problem, z, *everything, rows, accumulate=False, listed=listed)
@@ -87,7 +87,7 @@ class NativeLogitsPass:
             problem, z, slice(0, M), state.rows.maximum, factors, out=out, rows=state.listed
         )
         if state.listed is not None:
-            unread = torch.ones(M, dtype=torch.bool)
+            unread = flat.new_ones(M, dtype=torch.bool)
             unread[state.listed] = False
             out.index_fill_(0, unread.nonzero().squeeze(1), 0)
         if not inplace:
@@ -116,7 +116,7 @@ def _problem(flat: Tensor, targets: Tensor, temperature: float | Tensor) -> Head
     )
 
 
-def _one_certain_token(num_rows: int, dtype: torch.dtype) -> RowStatistics:
+def _one_certain_token(num_rows: int, like: Tensor, dtype: torch.dtype) -> RowStatistics:
     """What rows that are never read come out as: log-prob and entropy 0."""
-    zero, one = torch.zeros(3, num_rows, dtype=dtype), torch.ones(num_rows, dtype=dtype)
+    zero, one = like.new_zeros(3, num_rows, dtype=dtype), like.new_ones(num_rows, dtype=dtype)
     return RowStatistics(maximum=zero[0], sum_exp=one, sum_z_exp=zero[1], target=zero[2])

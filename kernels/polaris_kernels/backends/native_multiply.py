@@ -143,7 +143,7 @@ def _cpu() -> tuple[str, frozenset[str]]:
 def _bf16_share() -> float:
     """Time of a bf16 GEMM over that of the fp32 one, best of five."""
     with torch.inference_mode(False), torch.no_grad():
-        a, b = torch.ones(256, 512), torch.ones(1024, 512)
+        a, b = (torch.ones(rows, 512, dtype=torch.float32, device="cpu") for rows in (256, 1024))
         pairs = ((a.bfloat16(), b.bfloat16().t()), (a, b.t()))
         outs = (a.new_empty(256, 1024).bfloat16(), a.new_empty(256, 1024))
         best = [float("inf")] * 2

@@ -10,6 +10,7 @@ Shapes: `N tokens . K tokens with a coefficient . D hidden . V vocab . W columns
 """
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -103,14 +104,16 @@ class _Tiles:
         self.gemms = gemms
         acc = problem.acc_dtype
         V, D = problem.weight.shape
-        self.hidden = torch.zeros(problem.hidden.shape, dtype=acc) if wanted.hidden else None
-        self.bias = torch.zeros(V, dtype=acc) if wanted.bias else None
+        device = problem.weight.device
+        zeros = partial(torch.zeros, dtype=acc, device=device)
+        self.hidden = zeros(problem.hidden.shape) if wanted.hidden else None
+        self.bias = zeros(V) if wanted.bias else None
         self.adds = weight_into is not None
         self.weight = weight_into
         if wanted.weight and weight_into is None:
             # without tokens no tile writes it
             make = torch.empty if problem.num_tokens else torch.zeros
-            self.weight = make((V, D), dtype=weight_gradient_dtype(problem))
+            self.weight = make((V, D), dtype=weight_gradient_dtype(problem), device=device)
 
     def run(self, maximum: Tensor, factors: RowCoefficients) -> None:
         """Every tile. maximum (K,), factors (K, 1)."""
@@ -120,7 +123,7 @@ class _Tiles:
         tokens = slice(0, K)
         operand = gemms.logits_operand(tokens)
         hidden = problem.hidden.to(plan.gradient)
-        like = torch.empty(0, dtype=plan.logits)
+        like = hidden.new_empty(0, dtype=plan.logits)
         with borrowed(((K, width),), like) as (buffer,):
             for first in range(0, V, width):
                 columns = slice(first, min(first + width, V))
@@ -148,7 +151,7 @@ class _Tiles:
         if rows.dtype == acc:
             multiply.into(rows, dz, hidden, add=self.adds)
             return
-        with borrowed(((rows.shape[0], rows.shape[1]),), torch.empty(0, dtype=acc)) as (part,):
+        with borrowed(((rows.shape[0], rows.shape[1]),), rows.new_empty(0, dtype=acc)) as (part,):
             multiply.into(part, dz, hidden)
             if self.adds:
                 rows.add_(part)

@@ -23,6 +23,12 @@ from ..problem import HeadProblem
 BLOCK_ELEMENTS_CPU = 2**19
 BLOCK_ELEMENTS_GPU = 2**26
 
+# a logit of -inf bans its id. Its z' is lifted to here, where the exponential is 0 in every type
+# and a product with it is 0 too, and not nan
+_LOWEST = -1e4
+# the maximum of nothing but such logits is lifted to here: z - maximum must not be nan
+_FLOOR = -1e30
+
 
 @dataclass(frozen=True)
 class RowStatistics:
@@ -97,6 +103,8 @@ def reduce_block(
 ) -> None:
     """Statistics of one block into `out`; z becomes exp(z') (`keep="exp"`) or z' ("shifted").
 
+    Logits may be -inf: see `lift_`.
+
     Args:
         z: (rows, width) logits.
         scratch: (rows, width), overwritten.
@@ -104,16 +112,23 @@ def reduce_block(
         inside: (rows,) bool, False where the target is in another tile; its slot stays as it was.
     """
     torch.amax(z, 1, out=out.maximum)
+    out.maximum.clamp_(min=_FLOOR)
     column = out.maximum.unsqueeze(1)
     shifted, exponential = (z, scratch) if keep == "shifted" else (scratch, z)
     torch.sub(z, column, out=shifted)
     target = shifted.gather(1, targets.unsqueeze(1)).squeeze(1)
     out.target.copy_(target if inside is None else torch.where(inside, target, out.target))
+    lift_(shifted)
     torch.exp(shifted, out=exponential)
     torch.sum(exponential, 1, out=out.sum_exp)
     # the scratch is free to take the product, except that "shifted" still needs z'
     scratch.mul_(z)
     torch.sum(scratch, 1, out=out.sum_z_exp)
+
+
+def lift_(shifted: Tensor) -> Tensor:
+    """z' with -inf lifted to a number whose exponential is 0; nan stays."""
+    return shifted.clamp_(min=_LOWEST)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class _Chunk:
             return None
         index = rows_with_gradient(gradients)
         if index is None:
-            return torch.zeros(0, dtype=torch.int64)
+            return self.entropy.new_zeros(0, dtype=torch.int64)
         return index if index.numel() < _GATHER_BELOW * self.entropy.numel() else None
 
     def take(self, value: Tensor) -> Tensor:

@@ -85,14 +85,14 @@ def _cases() -> Iterator[_Case]:
     from . import triton_launch as launch
 
     C, V = 2, VOCAB_SIZE
-    vector = torch.zeros(C)
-    targets = torch.zeros(C, dtype=torch.int64)
+    vector = torch.zeros(C, dtype=torch.float32, device="cpu")
+    targets = vector.new_zeros(C, dtype=torch.int64)
     plain = launch.Scaling(scale=1.0)
-    full = launch.Scaling(scale=vector, cap_scale=0.1, bias=torch.zeros(V), rounds=True)
+    full = launch.Scaling(scale=vector, cap_scale=0.1, bias=vector.new_zeros(V), rounds=True)
     state = launch.RowState.empty(C, vector)
 
     def statistics(dtype: torch.dtype, scaling: Any, kept: Tensor | None = None) -> _Case:
-        logits = torch.empty(C, V, dtype=dtype)
+        logits = vector.new_empty(C, V, dtype=dtype)
         return _Case(
             f"statistics {_short(dtype)}{_suffix(scaling)}{' kept' if kept is not None else ''}",
             lambda: launch.row_statistics(logits, targets, scaling, state, kept),
@@ -105,8 +105,8 @@ def _cases() -> Iterator[_Case]:
         scaling: Any = plain,
         index: Tensor | None = None,
     ) -> _Case:
-        logits = torch.empty(C, V, dtype=dtype)
-        out = launch.narrow_view(logits, to) if index is None else torch.empty(C, V, dtype=to)
+        logits = vector.new_empty(C, V, dtype=dtype)
+        out = launch.narrow_view(logits, to) if index is None else vector.new_empty(C, V, dtype=to)
         gradients = launch.TokenGradients(
             **{name: vector if name in parts else None for name in ("logp", "entropy", "lse")}
         )

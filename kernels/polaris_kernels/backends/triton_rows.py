@@ -23,6 +23,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 # below any logit, and finite even times a scale: (floor - maximum) * scale * 0 must stay 0
 FLOOR = tl.constexpr(-1e30)
+# 2^d is 0 from far above here; a d of -inf, which a banned id has, is lifted to it: d E must be 0
+LOWEST = tl.constexpr(-1e4)
 
 # operations a logit costs, for a profiler: maximum, shift, scale, exponential, two sums
 _STATISTICS_FLOPS = 8
@@ -96,6 +98,12 @@ def _values(
 
 
 @triton.jit
+def _lift(d):
+    """d, no lower than LOWEST; nan stays."""
+    return tl.maximum(d, LOWEST, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _fold(m, s, t, v, mask, factor, MASKED: tl.constexpr):
     """Fold a tile v (ITEMS, LANES) into each lane's maximum, sum E and sum d E."""
     at_most = v
@@ -103,7 +111,7 @@ def _fold(m, s, t, v, mask, factor, MASKED: tl.constexpr):
         at_most = tl.where(mask, v, FLOOR)
     m_new = tl.maximum(m, tl.max(at_most, 0))
     # the difference comes first: exact near the maximum, and 0 at it
-    d = (v - m_new[None, :]) * factor
+    d = _lift((v - m_new[None, :]) * factor)
     if MASKED:
         d = tl.where(mask, d, 0.0)
     e = tl.exp2(d)
@@ -209,6 +217,7 @@ def _gradient(
     d = (v - shift) * factor
     weight = alpha
     if HAS_ENTROPY:
+        d = _lift(d)
         weight = tl.fma(d, tl.broadcast_to(beta, d.shape), tl.broadcast_to(alpha, d.shape))
     g = tl.exp2(d) * weight
     if HAS_LOGP:

@@ -46,7 +46,7 @@ def _take(total: int, dtype: torch.dtype) -> Tensor:
     del free[-1:]
     # a buffer born in inference mode could not be written to outside of it
     with torch.inference_mode(False):
-        return torch.empty(total, dtype=dtype)
+        return torch.empty(total, dtype=dtype, device="cpu")
 
 
 def _free_buffers() -> dict[torch.dtype, list[Tensor]]:

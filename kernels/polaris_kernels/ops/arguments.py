@@ -22,10 +22,23 @@ ROWS = "Tensor[] rows, str row_fields, SymInt num_rows, str spec, str metrics"
 
 
 def pack_temperature(temperature: float | Tensor) -> tuple[Tensor | None, float]:
-    """(temperatures, temperature): a tensor and 1, or none and the number."""
+    """(temperatures, temperature): a tensor and 1, or none and 1.
+
+    A graph is compiled for each value of a number that it holds, and for any value of a tensor: a
+    temperature that is annealed must be one. It stays on the host, where reading it waits for
+    nobody.
+    """
     if isinstance(temperature, Tensor):
         return temperature, 1.0
-    return None, float(temperature)
+    if temperature == 1.0:
+        return None, 1.0
+    return as_tensor(temperature, "cpu"), 1.0
+
+
+def as_tensor(number: float, device: torch.device | str) -> Tensor:
+    """() float64."""
+    # a product, unlike `torch.full`, lets a graph take any value of the number
+    return torch.ones((), dtype=torch.float64, device=device) * number
 
 
 def pack_options(options: HeadOptions) -> tuple[Any, ...]:

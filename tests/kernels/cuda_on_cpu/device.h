@@ -174,6 +174,7 @@ inline uint32_t as_bits(float value) {
 }
 
 inline float exp2(float x) { return ::exp2f(x); }
+inline float larger_or_nan(float a, float b) { return a != a || a > b ? a : b; }
 
 inline uint32_t bf16(float value) {
   const uint32_t bits = as_bits(value);
