@@ -36,6 +36,7 @@ class Slot:
     rows: list[Row]
     ref_logps: torch.Tensor | None  # (N,)
     old_logps: torch.Tensor | None = None  # (N,) the first forward's own log-probs
+    is_idle: bool = False  # runs at weight 0 and is counted nowhere
 
     def __post_init__(self) -> None:
         # (N,) the rollout engine's; nan on human rows and where it gave none
@@ -114,18 +115,19 @@ class SlotTrainer:
             slot = Slot(batch, list(rows), ref_logps)
             slot.old_logps = self._backward(slot, denominator)
             self._sums.add(PassSums(sampling=sampling_gap(slot, slot.old_logps, self.config)))
-            if self.config.num_iterations > 1:
-                self._slots.append(slot)
+            self._keep(slot)
 
     def idle_pass(self, row: Row) -> None:
         """A forward and backward that counts for nothing, in step with busy ranks.
 
-        Engines that shard the weights gather them for every forward, on all ranks together.
+        Engines that shard the weights gather them for every forward, on all ranks together: those
+        of `again` among them, so the slot is kept as any other.
         """
-        slot = Slot(pack_rows([row], self.engine.device), [row], None)
+        slot = Slot(pack_rows([row], self.engine.device), [row], None, is_idle=True)
         if self.config.beta > 0:
             slot.ref_logps = self.engine.ref_logps(slot.batch)
-        self.engine.backward(slot.batch, loss_rows(slot, 1.0, weight=0.0))
+        self._backward(slot, 1.0)
+        self._keep(slot)
 
     def again(self, denominator: float) -> None:
         for slot in self._slots:
@@ -149,9 +151,14 @@ class SlotTrainer:
     def save(self, folder: Path) -> None:
         self.engine.save(folder)
 
+    def _keep(self, slot: Slot) -> None:
+        if self.config.num_iterations > 1:
+            self._slots.append(slot)
+
     def _backward(self, slot: Slot, denominator: float) -> torch.Tensor:
         out = self.engine.backward(slot.batch, loss_rows(slot, denominator))
-        self._sums.add(PassSums(loss=out.metrics, train_tokens=len(slot.batch.input_ids)))
+        if not slot.is_idle:
+            self._sums.add(PassSums(loss=out.metrics, train_tokens=len(slot.batch.input_ids)))
         return out.logps
 
 
@@ -203,7 +210,7 @@ def _row_means(values: torch.Tensor, row: torch.Tensor, num_rows: int) -> torch.
     return (sums / counts.clamp(min=1))[row]
 
 
-def loss_rows(slot: Slot, denominator: float, *, weight: float | None = None) -> LossRows:
+def loss_rows(slot: Slot, denominator: float) -> LossRows:
     """The loss's view of a slot: per-row values by row id, per-token values in packed order."""
     device = slot.batch.input_ids.device
     num_rows = len(slot.rows)
@@ -216,5 +223,5 @@ def loss_rows(slot: Slot, denominator: float, *, weight: float | None = None) ->
         ref_logps=slot.ref_logps,
         rollout_logps=slot.rollout_logps,
         denominator=denominator,
-        row_weight=None if weight is None else torch.full((num_rows,), weight, device=device),
+        row_weight=torch.zeros(num_rows, device=device) if slot.is_idle else None,
     )
