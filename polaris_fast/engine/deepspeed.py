@@ -7,7 +7,8 @@ whose groups dropped out late is rescaled once, before the norm is taken.
 Loss tokens differ from micro-batch to micro-batch and their number from step to step, so DeepSpeed
 does not manage accumulation (`managed_gradient_accumulation: false`): `backward` adds up, `step` is
 the boundary. The guard sits in DeepSpeed's own norm computation: a refused update takes DeepSpeed's
-overflow path, which clears the gradients and leaves weights and moments as they were.
+overflow path, which leaves weights and moments as they were. The sums of gradients are cleared
+here, since that path (0.19.8) leaves those that it moves to CPU memory at ZeRO-2 in bfloat16.
 
 T packed tokens · N targets · D hidden.
 """
@@ -15,6 +16,7 @@ T packed tokens · N targets · D hidden.
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -177,14 +179,21 @@ class DeepSpeedEngine:
         self.guard.load_state_dict(client["guard"])
 
     def _step(self, grad_scale: float) -> None:
-        self._grad_scale = grad_scale
+        self._grad_scale, self._norm, self._verdict = grad_scale, float("nan"), None
         # DeepSpeed divides by its loss scale before it clips
         self.optimizer.override_loss_scale(1.0 / grad_scale)
         try:
             self.engine.step()
+            if math.isnan(self._norm) and not self._must_refuse:
+                # in bfloat16 it looks for such gradients first, and then takes no norm of them
+                assert self.optimizer.overflow
+                self._judge(math.inf)
         finally:
             self.optimizer.override_loss_scale(1.0)
             self._has_gradients = False
+            if self.stage < 3:
+                for group in self.optimizer.averaged_gradients:
+                    self.optimizer.averaged_gradients[group] = None
 
     def _install_guard(self) -> None:
         """Let the guard read the norm before DeepSpeed uses it; refused means infinite."""
@@ -208,11 +217,14 @@ class DeepSpeedEngine:
             refused = torch.full_like(found, torch.inf)
             if self._must_refuse:
                 return refused
-            self._norm = float(found) * self._grad_scale
-            self._verdict = self.guard.check(self._norm)
+            self._judge(float(found) * self._grad_scale)
             return found if self._verdict is None else refused
 
         return norm
+
+    def _judge(self, norm: float) -> None:
+        self._norm = norm
+        self._verdict = self.guard.check(norm)
 
 
 def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def processes_with(setting: str) -> list[int]:
     return found
 
 
-def run(module: str, *arguments: str, ranks: int = 2) -> tuple[int, str]:
+def run(module: str, *arguments: str, ranks: int = 2, timeout_s: float = 120) -> tuple[int, str]:
     """Exit status and output of a launch that ends by itself."""
     with started(module, *arguments, ranks=ranks) as process:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=timeout_s)
     return process.returncode, output
