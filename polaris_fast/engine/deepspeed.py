@@ -60,7 +60,7 @@ class DeepSpeedEngine:
         Raises:
             UserError: DeepSpeed is not installed, or refuses the settings.
         """
-        deepspeed = import_deepspeed()
+        deepspeed = import_deepspeed(model.device.type)
         self.model, self.config, self.spec = model, config, spec
         self.reference, self.adapters = reference, adapters
         model.train()
@@ -229,16 +229,17 @@ class DeepSpeedEngine:
 
 def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
     """The run's settings in DeepSpeed's terms, under what `engine.deepspeed` says."""
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
     zero: dict[str, Any] = {
         "stage": config.engine.zero_stage,
-        "overlap_comm": torch.cuda.is_available(),
+        "overlap_comm": on_gpu,
         "contiguous_gradients": True,
     }
     for name in ("optimizer", "param"):
         if getattr(config.engine, f"offload_{name}"):
-            zero[f"offload_{name}"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+            zero[f"offload_{name}"] = {"device": "cpu", "pin_memory": on_gpu}
     if config.engine.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = 0 if not torch.cuda.is_available() else 1e5
+        zero["stage3_param_persistence_threshold"] = 1e5 if on_gpu else 0
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -285,9 +286,13 @@ def _without_prefix(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return {name.removeprefix("model."): value for name, value in state.items()}
 
 
-def import_deepspeed() -> Any:
-    """The package, ready for use; UserError names `engine.kind` when it cannot be used."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+def import_deepspeed(device_type: str) -> Any:
+    """The package, ready for use on "cpu" or "cuda".
+
+    Raises:
+        UserError: it cannot be used; names `engine.kind`.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", device_type)
     try:
         import deepspeed
     except ImportError as error:

@@ -242,7 +242,7 @@ def check_engine(config: Config, device: torch.device, world: World) -> None:
     if config.engine.kind == "deepspeed":
         from ..engine.deepspeed import import_deepspeed
 
-        import_deepspeed()
+        import_deepspeed(device.type)
     elif config.engine.offload_optimizer and (device.type == "cpu" or world.size > 1):
         what = "the device is the CPU" if device.type == "cpu" else f"{world.size} processes train"
         raise UserError(
@@ -260,7 +260,7 @@ def check_engine(config: Config, device: torch.device, world: World) -> None:
 
 
 def choose_device(config: Config, world: World) -> torch.device:
-    """The device of this rank.
+    """The device of this rank; a GPU becomes the process's current one.
 
     Raises:
         UserError: `device: cuda` without a GPU, or more ranks on this machine than GPUs.
@@ -275,4 +275,5 @@ def choose_device(config: Config, world: World) -> torch.device:
             f"own, torch finds {torch.cuda.device_count()}; start at most so many ranks, or set "
             "device: cpu"
         )
+    torch.cuda.set_device(world.local_rank)
     return torch.device("cuda", world.local_rank)

@@ -33,7 +33,8 @@ class World:
 def join_world() -> Iterator[World]:
     """This process's world from the launcher's environment; its process group while inside.
 
-    Without a launcher there is one rank and no process group.
+    Without a launcher there is one rank and no process group. No GPU is touched: whether the rank
+    has one, and is to use it, is `parts.choose_device`'s.
 
     Raises:
         UserError: the launcher's variables are incomplete or no numbers.
@@ -44,8 +45,6 @@ def join_world() -> Iterator[World]:
         return
     # Tensors on GPUs travel by NCCL, commands and CPU tensors by gloo.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(world.local_rank)
     if not dist.is_initialized():  # a launcher of our tests may have done it
         dist.init_process_group(backend)
     try:

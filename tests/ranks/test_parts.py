@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
+import torch
 
+from polaris_fast.config import Config
 from polaris_fast.packing import RowCost, plan_rounds
 from polaris_fast.ranks import join_world
+from polaris_fast.ranks.parts import choose_device
 from polaris_fast.ranks.rollouts import share_requests
 from polaris_fast.ranks.streams import Abandoned, Inbox, Outbox
 from polaris_fast.rollout import Completion, RolloutRequest
@@ -53,6 +57,50 @@ def test_a_launcher_that_sets_half_of_its_variables_is_named(
     monkeypatch.setenv("RANK", "one")
     with pytest.raises(UserError, match=r"RANK.*'one'.*torchrun"), join_world():
         pass
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A machine with one GPU, as torch tells it; devices that were made current."""
+    current: list[int] = []
+
+    def set_device(index: int) -> None:
+        if index >= 1:
+            raise RuntimeError("CUDA error: invalid device ordinal")
+        current.append(index)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    return current
+
+
+def _device_on_rank(
+    rank: int, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> tuple[str, torch.device]:
+    """Backend of the process group and device of a rank of two."""
+    backends: list[str] = []
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.distributed, "init_process_group", backends.append)
+    with join_world() as world:
+        return backends[0], choose_device(Config(**settings), world)
+
+
+def test_a_rank_without_a_gpu_of_its_own_says_what_to_do(
+    one_gpu: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _device_on_rank(0, monkeypatch)
+    assert first == ("cpu:gloo,cuda:nccl", torch.device("cuda", 0)) and one_gpu == [0]
+    with pytest.raises(UserError, match=r"rank 1 .* no GPU of its own, torch finds 1; .*device: c"):
+        _device_on_rank(1, monkeypatch)
+
+
+def test_ranks_on_cpu_leave_the_machines_gpus_alone(
+    one_gpu: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _device_on_rank(1, monkeypatch, device="cpu")[1] == torch.device("cpu")
+    assert one_gpu == []
 
 
 def _pair() -> tuple[Inbox, Outbox]:
