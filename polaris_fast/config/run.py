@@ -236,13 +236,7 @@ class Config(Section):
                 f"judge.canary_steps ({self.judge.canary_steps}) watches the judge, but "
                 f"reward.function ({self.reward.function}) takes its place; set canary_steps to 0"
             )
-        if self.rollout.engine == "vllm" and self.engine.zero_stage == 3:
-            if self.engine.kind == "deepspeed":
-                raise ValueError(
-                    "rollout.engine vllm is sent whole weights by the first rank, which "
-                    "engine.zero_stage 3 keeps in shards; set engine.zero_stage to 2 or "
-                    "rollout.engine to hf"
-                )
+        self._check_shards()
         self._check_staleness()
         self._check_loss()
         return self
@@ -261,6 +255,22 @@ class Config(Section):
                 "optim (adamw_8bit) makes the moments small where they are, "
                 "engine.offload_optimizer moves them away; set optim to adamw_torch, or "
                 "engine.offload_optimizer to false"
+            )
+
+    def _check_shards(self) -> None:
+        if self.engine.kind != "deepspeed":
+            return
+        if self.engine.zero_stage == 1 and self.dtype == "bfloat16":
+            raise ValueError(
+                "engine.zero_stage 1 with dtype bfloat16: DeepSpeed then has an optimizer that "
+                "cannot refuse an update or scale one; set engine.zero_stage to 2, which needs "
+                "less memory, or dtype to float32"
+            )
+        if self.engine.zero_stage == 3 and self.rollout.engine == "vllm":
+            raise ValueError(
+                "rollout.engine vllm is sent whole weights by the first rank, which "
+                "engine.zero_stage 3 keeps in shards; set engine.zero_stage to 2 or "
+                "rollout.engine to hf"
             )
 
     def _check_staleness(self) -> None:

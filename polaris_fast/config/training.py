@@ -38,7 +38,8 @@ class EngineConfig(Section):
     kind: Literal["replicated", "deepspeed"] = "replicated"
     """`replicated`: every rank holds the whole model and optimizer; `deepspeed`: ZeRO shards."""
     zero_stage: Literal[1, 2, 3] = 2
-    """What DeepSpeed shards: optimizer state, also gradients (2), also weights (3)."""
+    """What DeepSpeed shards: optimizer state (1, float32 only), also gradients (2), also weights
+    (3)."""
     offload_optimizer: bool = False
     """fp32 weights, gradient sums and moments are kept, and the update is made, in CPU memory; with
     kind replicated by one process on a GPU only."""

@@ -174,6 +174,8 @@ def _shardings(config: Config, num_ranks: int) -> Iterator[tuple[dict[str, Any],
     sharded = config.engine.kind == "deepspeed"
     stage = config.engine.zero_stage if sharded else 0
     kind: dict[str, Any] = {} if sharded else {"engine.kind": "deepspeed"}
+    if not sharded and config.engine.zero_stage == 1:  # refused in bfloat16
+        kind["engine.zero_stage"] = 2
     if config.optim == "adamw_8bit":  # which DeepSpeed cannot cut
         kind["optim"] = "adamw_torch"
     if stage < 2 and num_ranks > 1:

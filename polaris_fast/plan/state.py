@@ -125,8 +125,12 @@ def _zero(
             gather=P * item,
         )
     if config.engine.offload_optimizer:
-        host += n * 5 * shard  # masters, moments, summed and flat gradients
-        engine = engine.scaled(masters=0, moments=0, gradients=0, update=0)
+        host += n * 4 * shard  # masters, moments, flat gradients
+        if stage < 3 and item < _FP32:  # the sums stay where they are made
+            engine = engine.scaled(masters=0, moments=0, update=0)
+        else:
+            host += n * shard
+            engine = engine.scaled(masters=0, moments=0, gradients=0, update=0)
     if config.engine.offload_param:
         host += P * item
         engine = engine.scaled(weights=0)

@@ -117,6 +117,28 @@ def test_one_gpu_sheds_its_optimizer_without_a_launcher() -> None:
     )
 
 
+def test_zero_2_keeps_the_sums_of_bfloat16_gradients_on_the_gpu() -> None:
+    config, shape = recipe("polaris_9b")
+    config = with_settings(config, {"engine.offload_optimizer": True})
+    machine = parse_gpus("4xA100-80G")
+    shards, gradients = (
+        memory_plan(with_settings(config, {"engine.zero_stage": stage}), shape, machine).engine
+        for stage in (3, 2)
+    )
+    sums = 4 * shape.num_parameters
+    assert shards.gradients == 0 and gradients.gradients == pytest.approx(sums / 4)
+    assert shards.host - gradients.host == pytest.approx(sums)
+
+
+def test_no_advice_leads_to_the_stage_that_bfloat16_may_not_have() -> None:
+    config, shape = recipe("polaris_9b")
+    config = with_settings(config, {"engine.kind": "replicated", "engine.zero_stage": 1})
+    machine = parse_gpus("4xA100-80G")
+    for advice in advise(config, shape, machine, memory_plan(config, shape, machine)):
+        if "engine.kind=deepspeed" in advice.settings:
+            assert advice.settings[1] in ("engine.zero_stage=2", "engine.zero_stage=3")
+
+
 def test_liger_s_kernels_leave_less_for_backward() -> None:
     config, shape = recipe("polaris_9b_12k")
     config = with_settings(config, {"gradient_checkpointing": False})
