@@ -254,7 +254,33 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
     }
     if config.dtype == "bfloat16":
         ours["bf16"] = {"enabled": True, "check_grad_overflow": True}
-    return _merged(ours, _user_config(config))
+    theirs = _user_config(config)
+    _check_user_config(theirs, config)
+    return _merged(ours, theirs)
+
+
+def _check_user_config(tree: Mapping[str, Any], config: Config) -> None:
+    """Without these DeepSpeed would train on in silence: on wrong gradients, or past the guard."""
+    in_bfloat16 = config.dtype == "bfloat16"
+    needed: dict[str, tuple[Any, str]] = {
+        "zero_optimization.stage": (config.engine.zero_stage, "set engine.zero_stage"),
+        "zero_optimization.compute_grad_norm": (True, "leave it out"),
+        "bf16.enabled": (in_bfloat16, "set dtype"),
+        "bf16.check_grad_overflow": (True, "leave it out"),
+        "fp16.enabled": (False, "set dtype to bfloat16 or float32"),
+        "torch_autocast.enabled": (False, "set dtype to bfloat16 or float32"),
+        "managed_gradient_accumulation": (False, "leave it out"),
+        "gradient_accumulation_steps": (1, "leave it out"),
+    }
+    for key, (value, remedy) in needed.items():
+        section, _, name = key.rpartition(".")
+        inner = tree.get(section, {}) if section else tree
+        found = inner.get(name, value) if isinstance(inner, Mapping) else inner
+        if found != value:
+            raise UserError(
+                f"engine.deepspeed_config: {key} is {found!r} in "
+                f"{config.engine.deepspeed_config!r} and must be {value!r}; {remedy}"
+            )
 
 
 def _user_config(config: Config) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from polaris_fast.config import EngineConfig
+from polaris_fast.config import Config, EngineConfig
+from polaris_fast.engine.deepspeed import deepspeed_config
 from polaris_fast.model.load import load_causal_lm
+from polaris_fast.types import UserError
 from tests.ranks.launch import run
 from tests.ranks.test_runs import run_arguments
 from tests.runs import metrics_of, train
@@ -138,6 +140,45 @@ def test_a_sharded_run_resumes_exactly(whole_run: Path, tmp_path: Path) -> None:
 def test_weights_in_cpu_memory_need_stage_3() -> None:
     with pytest.raises(ValueError, match=r"offload_param needs zero_stage 3, got 2"):
         EngineConfig(kind="deepspeed", zero_stage=2, offload_param=True)
+
+
+def test_the_first_stage_in_bfloat16_is_refused_before_deepspeed_is() -> None:
+    one = EngineConfig(kind="deepspeed", zero_stage=1)
+    with pytest.raises(ValueError, match=r"zero_stage 1 with dtype bfloat16.*zero_stage to 2"):
+        Config(engine=one, dtype="bfloat16")
+    Config(engine=one, dtype="float32")
+
+
+def test_a_json_file_may_not_take_what_the_guard_rests_on(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    engine = EngineConfig(kind="deepspeed", zero_stage=2, deepspeed_config=str(file))
+
+    def settings(dtype: Any, **own: Any) -> dict[str, Any]:
+        file.write_text(json.dumps(own))
+        return deepspeed_config(Config(engine=engine, dtype=dtype), 2)
+
+    zero = {"stage": 2, "reduce_bucket_size": 1000}
+    assert settings("bfloat16", zero_optimization=zero)["zero_optimization"].items() >= zero.items()
+    assert settings("float32", bf16={"enabled": False})["bf16"] == {"enabled": False}
+    for dtype, own, words in (
+        (
+            "bfloat16",
+            {"zero_optimization": {"stage": 3}},
+            r"n\.stage is 3.*set engine\.zero_",
+        ),
+        (
+            "bfloat16",
+            {"zero_optimization": {"compute_grad_norm": False}},
+            "grad_norm is Fal",
+        ),
+        ("bfloat16", {"bf16": {"check_grad_overflow": False}}, "check_grad_overflow is False"),
+        ("float32", {"bf16": {"enabled": True}}, r"bf16\.enabled is True.*set dtype"),
+        ("float32", {"fp16": {"enabled": "auto"}}, r"fp16\.enabled is 'auto'.*set dtype"),
+        ("float32", {"managed_gradient_accumulation": True}, "must be False"),
+        ("float32", {"gradient_accumulation_steps": 4}, "must be 1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            settings(dtype, **own)
 
 
 def test_without_a_launcher_the_remedy_is_named_at_once(
