@@ -108,14 +108,18 @@ class SlotTrainer:
 
     def first_pass(self, slots: Sequence[Sequence[Row]], denominator: float) -> None:
         for rows in slots:
-            if self.config.needs_rollout_logps:
-                _check_rollout_logps(rows)
+            self.check(rows)
             batch = pack_rows(rows, self.engine.device)
             ref_logps = self.engine.ref_logps(batch) if self.config.beta > 0 else None
             slot = Slot(batch, list(rows), ref_logps)
             slot.old_logps = self._backward(slot, denominator)
             self._sums.add(PassSums(sampling=sampling_gap(slot, slot.old_logps, self.config)))
             self._keep(slot)
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """Raise UserError for rows that cannot be trained as configured."""
+        if self.config.needs_rollout_logps:
+            _check_rollout_logps(rows)
 
     def idle_pass(self, row: Row) -> None:
         """A forward and backward that counts for nothing, in step with busy ranks.

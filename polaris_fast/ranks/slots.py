@@ -20,7 +20,13 @@ class SharedSlots:
         self.row_cost = local.row_cost
 
     def first_pass(self, slots: Sequence[Sequence[Row]], denominator: float) -> None:
-        """Ranks without a slot run the round's shortest row at weight 0."""
+        """Ranks without a slot run the round's shortest row at weight 0.
+
+        Raises:
+            UserError: rows that cannot be trained, before any rank has begun with the others.
+        """
+        for rows in slots:
+            self.local.check(rows)
         shortest = min((row for rows in slots for row in rows), key=lambda row: row.num_tokens)
         idle = [None] * (self.num_ranks - len(slots))
         parts = [(rows, shortest, denominator) for rows in (*slots, *idle)]

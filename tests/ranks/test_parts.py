@@ -10,12 +10,16 @@ import torch
 
 from polaris_fast.config import Config
 from polaris_fast.packing import RowCost, plan_rounds
-from polaris_fast.ranks import join_world
+from polaris_fast.ranks import World, join_world
+from polaris_fast.ranks.channel import Channel
 from polaris_fast.ranks.parts import choose_device
 from polaris_fast.ranks.rollouts import share_requests
+from polaris_fast.ranks.slots import SharedSlots
 from polaris_fast.ranks.streams import Abandoned, Inbox, Outbox
 from polaris_fast.rollout import Completion, RolloutRequest
-from polaris_fast.types import FinishReason, UserError
+from polaris_fast.slots import SlotTrainer
+from polaris_fast.types import FinishReason, Row, RowKind, StoryRecord, UserError
+from tests.test_step import make_engine, step_config
 
 STORY = Completion([1], [0.0], [0.0], FinishReason.STOP)
 
@@ -101,6 +105,21 @@ def test_ranks_on_cpu_leave_the_machines_gpus_alone(
 ) -> None:
     assert _device_on_rank(1, monkeypatch, device="cpu")[1] == torch.device("cpu")
     assert one_gpu == []
+
+
+def test_rows_that_cannot_be_trained_reach_no_rank() -> None:
+    class Line(Channel):
+        def __init__(self) -> None:
+            self.world = World(size=2)
+
+        def send_each(self, name: str, arguments: Any) -> None:
+            raise AssertionError("a command went out")
+
+    config = step_config(is_correction="token_truncate")
+    shared = SharedSlots(SlotTrainer(make_engine(config), config), Line())
+    row = Row("0/0/0", 0, 0, RowKind.POLICY, StoryRecord("r", "Write.", 5), [1, 2], [3])
+    with pytest.raises(UserError, match="row 0/0/0 came without any"):
+        shared.first_pass([[row], [row]], 2.0)
 
 
 def _pair() -> tuple[Inbox, Outbox]:
