@@ -68,7 +68,6 @@ KINDS = [
     *(Kind("qwen3", stage) for stage in (2, 3)),
     *(Kind("lora", stage) for stage in (1, 3)),
     *(Kind("qwen3_5", stage, iterations=2) for stage in (2, 3)),
-    *(Kind("qwen3_5", stage, offload=True) for stage in (2, 3)),
     *(Kind("qwen3_5", stage, "bfloat16", offload) for stage in (2, 3) for offload in (False, True)),
     Kind("lora", 2, "bfloat16", offload=True),
     Kind("lora", 3, "bfloat16"),
