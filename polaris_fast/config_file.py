@@ -12,6 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from .config import Config
+from .config.judge import OF_ONE_ENDPOINT
+from .judge_presets import preset_settings, url_from_environment
 from .types import UserError
 
 
@@ -22,15 +24,20 @@ def load_config(path: str | Path | None = None, overrides: dict[str, str] | None
         path: file, or the name of a shipped config such as `polaris_9b`; None: `default_cpu`, or
             for a model of the user's own the defaults of `Config`, which are the paper's: the
             learning rate of `default_cpu` is for its small model and would ruin any other.
-        overrides: dotted key -> text, read as YAML ("3", "true", "[a, b]", "null").
+        overrides: dotted key -> text, read as YAML ("3", "true", "[a, b]", "null"). With another
+            address of the judge the file's key, sampling, limits and prices, which are those of
+            its own address (`OF_ONE_ENDPOINT`), do not count.
 
     Raises:
         UserError: missing file, YAML fault, unknown key or value out of range; names the key,
             the value and the remedy.
     """
     tree = {} if path is None and names_model(overrides or {}) else _read_yaml(_resolve(path))
-    for dotted, text in (overrides or {}).items():
-        _set(tree, dotted, text)
+    given = {dotted: _value(dotted, text) for dotted, text in (overrides or {}).items()}
+    for section in ("judge", "judge.fallback"):
+        _forget_other_endpoint(tree, section, given)
+    for dotted, value in given.items():
+        _set(tree, dotted, value)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -91,14 +98,48 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _set(tree: dict[str, Any], dotted: str, text: str) -> None:
+def _forget_other_endpoint(tree: dict[str, Any], section: str, given: dict[str, Any]) -> None:
+    """Drop from a judge's section of the file what belongs to an address or model it leaves.
+
+    A run's own file names every setting, so that none of them tells what a person chose: the key of
+    one provider would go to another. A file without an address leaves it to the command, and its
+    settings are for whatever that names.
+    """
+    node: Any = tree
+    for part in section.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or "base_url" not in node:
+        return
+    before, model = _plain_url(node["base_url"]), node.get("model")
+    if _plain_url(given.get(f"{section}.base_url", node["base_url"])) != before:
+        for key in OF_ONE_ENDPOINT:
+            node.pop(key, None)
+    elif section == "judge" and given.get("judge.model", model) != model:
+        filled = preset_settings(before, model, node.get("preset", "auto"))
+        for key in [key for key in filled if key in node and node[key] == filled[key]]:
+            del node[key]
+
+
+def _plain_url(value: Any) -> Any:
+    """An address as it is used; of a variable that is not set, the text."""
     try:
-        value = yaml.safe_load(text)
+        value = url_from_environment(value)
+    except ValueError:
+        pass  # the field says so under its own name
+    return value.rstrip("/") if isinstance(value, str) else value
+
+
+def _value(dotted: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"--{dotted}: cannot read {text!r} as YAML ({reason}); put it in quotes"
         ) from error
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, leaf = dotted.split(".")
     for parent in parents:
         node = tree.setdefault(parent, {})

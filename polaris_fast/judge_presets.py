@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+# The keys of JudgeConfig that a preset may set.
+PRESET_KEYS = ("api_key_env", "temperature", "top_p", "max_tokens_parameter", "response_format")
 _NO_SAMPLING = {"temperature": None, "top_p": None}
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 

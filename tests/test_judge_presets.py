@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 
 from polaris_fast.config import FallbackConfig, JudgeConfig
 from polaris_fast.config_file import dump_config, load_config
-from polaris_fast.judge_presets import PRESETS, find_preset, preset_settings
+from polaris_fast.judge_presets import PRESET_KEYS, PRESETS, find_preset, preset_settings
 from polaris_fast.types import UserError
 
 
@@ -113,6 +114,81 @@ def test_the_resolved_configuration_shows_them_and_reads_back_the_same(tmp_path)
     assert load_config(path) == config
 
 
+DEEPSEEK = {"judge.base_url": "https://api.deepseek.com/v1", "judge.model": "deepseek-chat"}
+
+
+def run_file(tmp_path: Path, **overrides: str) -> Path:
+    """The `config.yaml` of a run with such a judge: every key is named in it."""
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(load_config(None, {f"judge.{k}": v for k, v in overrides.items()})))
+    return path
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [
+        {},  # the local one
+        {
+            "base_url": "https://api.openai.com/v1",
+            "model": "gpt-5",
+            "price_input": "1",
+            "price_output": "10",
+            "requests_per_minute": "5",
+            "context_length": "4096",
+        },
+    ],
+    ids=["local", "openai"],
+)
+def test_no_key_price_or_limit_of_a_run_goes_to_another_address(tmp_path, judge) -> None:
+    found = load_config(run_file(tmp_path, **judge), DEEPSEEK).judge
+    assert found == load_config(None, DEEPSEEK).judge
+    assert found.api_key_env == "DEEPSEEK_API_KEY" and found.price_input is None
+
+
+def test_no_key_of_a_file_by_hand_goes_to_another_address(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    judge = "base_url: https://judge.example/v1\n  model: m\n  api_key_env: MY_KEY\n"
+    path.write_text(f"judge:\n  {judge}  preset: openai\n  timeout_s: 99\n")
+    found = load_config(path, DEEPSEEK).judge
+    assert (found.api_key_env, found.response_format) == ("DEEPSEEK_API_KEY", "json_object")
+    assert found.timeout_s == 99  # not of one address
+    kept = load_config(path, {"judge.base_url": "https://judge.example/v1/"}).judge
+    assert kept.api_key_env == "MY_KEY"  # the same address
+    given = load_config(path, DEEPSEEK | {"judge.api_key_env": "OTHER"}).judge
+    assert given.api_key_env == "OTHER"
+
+
+def test_a_file_without_an_address_sets_the_judge_that_the_command_names(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("judge:\n  api_key_env: MY_KEY\n  price_input: 1\n  price_output: 2\n")
+    found = load_config(path, DEEPSEEK).judge
+    assert (found.api_key_env, found.price_input) == ("MY_KEY", 1)
+
+
+def test_no_key_of_a_runs_fallback_goes_to_another_address(tmp_path) -> None:
+    path = run_file(
+        tmp_path,
+        base_url="http://judge.example/v1",
+        **{
+            "fallback.base_url": "https://api.openai.com/v1",
+            "fallback.model": "gpt-5",
+            "fallback.api_key_env": "OPENAI_API_KEY",
+        },
+    )
+    other = {"judge.fallback.base_url": "https://api.mistral.ai/v1", "judge.fallback.model": "m"}
+    assert load_config(path, other).judge.for_fallback().api_key_env == "MISTRAL_API_KEY"
+
+
+def test_another_model_at_a_runs_address_gets_the_sampling_it_takes(tmp_path) -> None:
+    path = run_file(tmp_path, base_url="https://api.openai.com/v1", model="gpt-4.1")
+    assert load_config(path).judge.temperature == 0.2
+    assert load_config(path, {"judge.model": "gpt-5"}).judge.temperature is None
+    chosen = run_file(
+        tmp_path, base_url="https://api.openai.com/v1", model="gpt-4.1", temperature="0.7"
+    )
+    assert load_config(chosen, {"judge.model": "gpt-4o"}).judge.temperature == 0.7
+
+
 def test_a_fallback_takes_its_own_providers_settings() -> None:
     judge = JudgeConfig(
         base_url="https://api.openai.com/v1",
@@ -132,6 +208,7 @@ def test_every_preset_sets_known_keys_to_valid_values_and_can_be_named() -> None
         assert preset.docs.startswith("https://")
         for settings in (preset.settings, *preset.models.values()):
             assert settings.keys() <= JudgeConfig.model_fields.keys()
+            assert settings.keys() <= set(PRESET_KEYS)
             JudgeConfig(base_url="http://judge.example/v1", model="m", **settings)
 
 

@@ -6,8 +6,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ..judge_presets import preset_settings, url_from_environment
+from ..judge_presets import PRESET_KEYS, preset_settings, url_from_environment
 from .section import Off, Section, Url
+
+_LIMITS = ("requests_per_minute", "tokens_per_minute", "context_length")
+_PRICES = ("price_input", "price_cached_input", "price_output")
+# What is true of one address and is not taken over to another: above all the key.
+OF_ONE_ENDPOINT = ("preset", *PRESET_KEYS, *_LIMITS, *_PRICES)
 
 
 class FallbackConfig(Section):
@@ -172,9 +177,7 @@ class JudgeConfig(Section):
     def for_fallback(self) -> JudgeConfig:
         """The settings of the fallback judge: its own, else the first judge's; limits and prices
         belong to one endpoint and are not taken over, nor is the key."""
-        own_limits = ["requests_per_minute", "tokens_per_minute", "context_length"]
-        own_prices = ["price_input", "price_cached_input", "price_output"]
-        unshared: dict[str, Any] = dict.fromkeys([*own_limits, *own_prices])
+        unshared: dict[str, Any] = dict.fromkeys([*_LIMITS, *_PRICES])
         if self.fallback.base_url != self.base_url:
             unshared["api_key_env"] = ""
             unshared |= preset_settings(self.fallback.base_url, self.fallback.model)
