@@ -190,12 +190,13 @@ class Sender:
         endpoint, answer = inquiry.endpoint, sent.answer
         total_s = time.monotonic() - sent.begin
         size = num_bytes(inquiry.messages)
-        cost_usd = endpoint.cost_usd(answer) if answer is not None else None
+        cost_usd = endpoint.cost_usd(answer, size) if answer is not None else None
         if answer is not None:
             endpoint.learn_tokens(size, answer)
             endpoint.hedging.answered(total_s)
             self._metrics.answered(answer, total_s)
-            sent.permit.tokens = answer.prompt_tokens + answer.completion_tokens
+            counted = answer.prompt_tokens + answer.completion_tokens
+            sent.permit.tokens = counted or sent.permit.estimated_tokens
         elif sent.fault_name in _BEGUN:
             sent.permit.tokens = sent.permit.estimated_tokens
             cost_usd = endpoint.likely_usd(size) if endpoint.prices is not None else None

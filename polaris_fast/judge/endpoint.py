@@ -6,6 +6,7 @@ A pool has one, and another one for its fallback.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -29,12 +30,14 @@ from .heuristic import MODEL_NAME
 from .jobs import JudgeJob
 from .journal import job_key, judge_id, sampling_of, schema_version
 from .metrics import ScorerMetrics
-from .pricing import Prices, cost_usd, prices_of
+from .pricing import NO_USAGE, Prices, cost_usd, prices_of
 from .prober import Prober
 from .request import Messages
 from .retry import Backoff
 from .rubric import rubric_version
 from .sketch import Moments
+
+log = logging.getLogger(__name__)
 
 BYTES_PER_TOKEN = 4.0  # of English, before the endpoint has told
 LEAST_BYTES_PER_TOKEN = 2.0  # of any text that is worth judging: for the bound of a cost
@@ -85,6 +88,7 @@ class Endpoint:
         )
         self.admission = _admission(config, shared, breaker, self._prober)
         self._bytes_per_token, self._answer_tokens = Moments(), Moments()
+        self._told_no_usage = False
 
     async def open(self, probe: Probe) -> None:
         """Open the connections; `probe` asks a judge about a story, past its breaker."""
@@ -151,16 +155,30 @@ class Endpoint:
     def likely_usd(self, num_bytes: int) -> float:
         """What such a request probably costs: one whose answer was not waited for."""
         answer = self._answer_tokens.mean or FIRST_ANSWER_TOKENS
-        return self._price(int(self.likely_tokens(num_bytes) - answer), int(answer))
+        prompt = int(self.likely_tokens(num_bytes) - answer)
+        return self._price(prompt, min(int(answer), self.config.max_output_tokens))
 
-    def cost_usd(self, answer: Answer) -> float | None:
-        """What an answer cost; None where prices or its tokens are unknown."""
-        return cost_usd(
+    def cost_usd(self, answer: Answer, num_bytes: int) -> float | None:
+        """What an answer cost; where the endpoint counts no tokens, what it probably did.
+
+        Args:
+            num_bytes: of its request.
+
+        Returns:
+            None where prices are unknown.
+        """
+        cost = cost_usd(
             self.prices,
             prompt_tokens=answer.prompt_tokens,
             cached_tokens=answer.cached_tokens,
             completion_tokens=answer.completion_tokens,
         )
+        if cost is None and self.prices is not None:
+            if not self._told_no_usage:
+                self._told_no_usage = True
+                log.warning(NO_USAGE, self.client.display_url, "by the length of the texts")
+            cost = self.likely_usd(num_bytes)
+        return cost
 
     def learn_tokens(self, num_bytes: int, answer: Answer) -> None:
         """An answer tells how many tokens its request had."""

@@ -99,9 +99,8 @@ async def _check_request(endpoint: Endpoint, section: str, wait_s: float) -> Non
                 raise _explain(client, config, fault, section) from None
             await asyncio.sleep(wait_s * attempt)
         else:
-            cost = endpoint.cost_usd(answer)
-            size = num_bytes(TEST_MESSAGES)
-            endpoint.admission.cost.spent_usd += endpoint.likely_usd(size) if cost is None else cost
+            cost = endpoint.cost_usd(answer, num_bytes(TEST_MESSAGES))
+            endpoint.admission.cost.spent_usd += cost or 0.0
             return
 
 

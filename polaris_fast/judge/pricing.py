@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from ..config import JudgeConfig
 
 TOKENS_PER_PRICE = 1_000_000
+# To be logged once with the endpoint and how costs are booked.
+NO_USAGE = "%s does not count the tokens of its answers (no `usage`): costs are booked %s"
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,23 @@ def test_the_cost_budget_is_never_passed_and_names_itself(make_pool):
     assert metrics["judge/failures/budget"] == len(stopped)
 
 
+def test_a_judge_that_counts_no_tokens_reaches_the_budget_all_the_same(make_pool, caplog):
+    tree = play.completion(json.dumps(play.answer_tree()), usage={})
+    with (
+        ScriptedServer(lambda _: [play.body(tree)]) as server,
+        make_pool(
+            server.base_url, max_cost_usd=60.0, max_output_tokens=64, max_concurrency=2, **PRICES
+        ) as pool,
+    ):
+        outcomes = judge_all(pool, [f"story {i}" for i in range(20)])
+        spent_usd = pool.health().spent_usd
+    stopped = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+    assert 0 < len(server.requests) < 20 and len(stopped) == 20 - len(server.requests)
+    assert {outcome.kind for outcome in stopped} == {"budget"}
+    assert 30.0 < spent_usd <= 60.0
+    assert caplog.text.count("does not count the tokens") == 1
+
+
 def test_unusable_answers_are_paid_for_too(make_pool):
     script = [play.truncated(), play.missing_dimension(), play.refusal(), play.ok()]
     with ScriptedServer(script) as server, make_pool(server.base_url, **PRICES) as pool:

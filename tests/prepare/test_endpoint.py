@@ -133,6 +133,18 @@ def test_the_budget_is_never_passed(run: Run, capsys: pytest.CaptureFixture[str]
     assert "--max-cost" in capsys.readouterr().err
 
 
+def test_an_endpoint_that_counts_no_tokens_spends_the_budget_all_the_same(
+    run: Run, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with writer_double(lambda m, n: GOOD) as double:
+        double.tells_usage = False
+        more = ("--price-input", "1", "--price-output", "10", "--max-cost", "0.2")
+        assert run(double, *more) == 2
+    assert len(double.asked) == 2  # .083 USD each at most
+    assert "--max-cost" in capsys.readouterr().err
+    assert caplog.text.count("does not count the tokens") == 1
+
+
 def test_the_estimate_asks_nothing(run: Run, tmp_path: Path) -> None:
     with writer_double(lambda m, n: GOOD) as double:
         assert run(double, "--estimate") == 0

@@ -23,6 +23,7 @@ class WriterDouble:
         self.asked: list[Messages] = []
         self.keys: set[str] = set()
         self.base_url = ""
+        self.tells_usage = True
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         tree: dict[str, Any] = await request.json()
@@ -37,7 +38,8 @@ class WriterDouble:
         message = {"role": "assistant", "content": said}
         usage = {"prompt_tokens": 1000, "completion_tokens": 100}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        return web.json_response({"model": "writer", "choices": [choice], "usage": usage})
+        counted = {"usage": usage} if self.tells_usage else {}
+        return web.json_response({"model": "writer", "choices": [choice], **counted})
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"data": [{"id": "writer"}]})

@@ -6,6 +6,7 @@ Client, faults, retries, adaptive limit and prices are those of the judge pool.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from ...judge.faults import FaultKind, JudgeFault
 from ...judge.flow.aimd import AdaptiveLimit, LimitRange
 from ...judge.flow.cost import CostBudget, Verdict
 from ...judge.flow.gate import Gate
-from ...judge.pricing import TOKENS_PER_PRICE, Prices, cost_usd, prices_of
+from ...judge.pricing import NO_USAGE, TOKENS_PER_PRICE, Prices, cost_usd, prices_of
 from ...judge.retry import Backoff, Deadline, TryCount, retrying
 from ...judge_presets import preset_settings
 from ...types import UserError
@@ -26,6 +27,8 @@ from ..settings import EndpointSettings
 from .estimate import tokens_of
 from .journal import Kept, PromptJournal, answer_key
 from .messages import Messages
+
+log = logging.getLogger(__name__)
 
 MAX_OUTPUT_TOKENS = 8192  # models that think first need more than the answer
 MAX_FAILURES_IN_A_ROW = 8
@@ -104,6 +107,7 @@ class Endpoint:
         self._failures = 0  # in a row
         self._stopped: PromptsStopped | None = None
         self._num = 0
+        self._told_no_usage = False
         self.spent = Spent(price_known=self._prices is not None)
 
     async def ask(self, messages: Messages) -> str | None:
@@ -156,7 +160,7 @@ class Endpoint:
             try:
                 deadline.extend(time.monotonic() - begin)
                 answer = await self._send(messages)
-                cost = self._book(answer)
+                cost = self._book(answer, bound)
                 text = answer.usable_text()
             except JudgeFault as fault:
                 if fault.kind is FaultKind.TIMEOUT:  # it may have been written, and be charged
@@ -186,7 +190,7 @@ class Endpoint:
         self._gate.wake()
         return answer
 
-    def _book(self, answer: Answer) -> float | None:
+    def _book(self, answer: Answer, bound: float) -> float | None:
         self.spent.prompt_tokens += answer.prompt_tokens
         self.spent.completion_tokens += answer.completion_tokens
         cost = cost_usd(
@@ -195,6 +199,11 @@ class Endpoint:
             cached_tokens=answer.cached_tokens,
             completion_tokens=answer.completion_tokens,
         )
+        if cost is None and self._prices is not None:
+            if not self._told_no_usage:
+                self._told_no_usage = True
+                log.warning(NO_USAGE, self._client.display_url, "at the most they can be")
+            cost = bound
         self.spent.cost_usd += cost or 0.0
         return cost
 
