@@ -2,13 +2,14 @@
 
 They go through the judge's own client, faults, retries and prices; answers are kept on the disk by
 their content, so that nothing is asked, or paid for, twice. A question without a usable answer is
-`Failed`, never a number.
+`Failed`, never a number; where the endpoint would refuse them all, none is asked any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -18,17 +19,22 @@ from typing import Any, Self
 
 from ..config import JudgeConfig
 from ..judge.client import JudgeClient, display_url
+from ..judge.completion import Answer as Completion
 from ..judge.endpoint import LEAST_BYTES_PER_TOKEN, num_bytes
 from ..judge.faults import FaultKind, JudgeFault, JudgeStopped
 from ..judge.flow.cost import CostBudget, Verdict
-from ..judge.pricing import cost_usd, prices_of
+from ..judge.journal import InFlight
+from ..judge.pricing import NO_USAGE, cost_usd, prices_of
 from ..judge.request import Messages, ask_again
 from ..judge.retry import Backoff, Deadline, TryCount, retrying
 from ..loop_thread import LoopThread
-from ..types import Failed
+from ..types import Failed, UserError
 from .store import JsonLines, key_of
 
+log = logging.getLogger(__name__)
+
 _POLL_S = 0.2  # how often a wait looks for a stop request
+_STOPPERS = {FaultKind.AUTH, FaultKind.QUOTA, FaultKind.REQUEST}  # the same for every question
 
 Answer = dict[str, Any]
 
@@ -76,6 +82,9 @@ class Asker:
         self._loop = LoopThread("evaluation-judge")
         self._places: asyncio.Semaphore | None = None
         self._settled = asyncio.Condition()
+        self._in_flight: InFlight[Answer] = InFlight()
+        self._stopped: UserError | None = None
+        self._told_no_usage = False
 
     def __enter__(self) -> Self:
         self._loop.start()
@@ -103,6 +112,9 @@ class Asker:
         Args:
             on_answer: called for each as it comes, on the caller's thread.
             check_stop: called while waiting; raises to stop. What is answered by then is kept.
+
+        Raises:
+            UserError: the endpoint refuses the key or the request, or there is no credit.
         """
         futures = [self._loop.submit(self._answer(question)) for question in questions]
         waiting: set[Future[Answer | Failed]] = set(futures)
@@ -110,7 +122,8 @@ class Asker:
             while waiting:
                 check_stop()
                 done, waiting = wait(waiting, _POLL_S, FIRST_COMPLETED)
-                for _ in done:
+                for future in done:
+                    future.result()  # raises where nothing more is asked
                     on_answer()
         except BaseException:
             for future in waiting:
@@ -128,12 +141,15 @@ class Asker:
         key = question.key(self._config)
         if key in self._store:
             return question.check(self._store[key]["answer"])
+        try:  # two models may have written the same story
+            return await self._in_flight.share(key, lambda: self._paid(key, question))
+        except JudgeFault as fault:
+            return Failed(f"{question.name}: {fault}", fault.kind)
+
+    async def _paid(self, key: str, question: Question) -> Answer:
         assert self._places is not None
         async with self._places:
-            try:
-                answer = await self._tried(question)
-            except JudgeFault as fault:
-                return Failed(f"{question.name}: {fault}", fault.kind)
+            answer = await self._tried(question)
         self._store.append(key, {"question": question.name, "answer": answer})
         return answer
 
@@ -158,13 +174,22 @@ class Asker:
         config = self._config
         timeout_s = config.timeout_s + config.timeout_s_per_1k_words * question.num_words / 1000
         size = int(num_bytes(messages) / LEAST_BYTES_PER_TOKEN) + 1
-        bound = self._usd(size, 0, max_tokens)
+        bound = self._usd(size, 0, max_tokens) or 0.0
         await self._reserve(bound)
-        cost = 0.0
+        cost = bound  # an answer that is not waited for may be written, and charged
         try:
+            if self._stopped is not None:
+                cost = 0.0
+                raise self._stopped
             answer = await self._client.ask(messages, timeout_s=timeout_s, max_tokens=max_tokens)
-            tokens = (answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens)
-            cost = self._usd(*tokens)
+            cost = self._cost(answer, bound)
+        except JudgeFault as fault:
+            if fault.kind is not FaultKind.TIMEOUT:
+                cost = 0.0
+            if fault.kind in _STOPPERS:  # no other question will fare better
+                self._stopped = self._stop(question, fault)
+                raise self._stopped from None
+            raise
         finally:
             async with self._settled:
                 self._budget.settle(bound, cost)
@@ -183,14 +208,27 @@ class Asker:
         if verdict is Verdict.STOP:
             raise JudgeStopped(FaultKind.BUDGET, self._budget.message(bound))
 
-    def _usd(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
-        price = cost_usd(
+    def _cost(self, answer: Completion, bound: float) -> float:
+        """What an answer cost; the most it can have cost where the endpoint does not count."""
+        cost = self._usd(answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens)
+        if cost is None and bound and not self._told_no_usage:
+            self._told_no_usage = True
+            log.warning(NO_USAGE, self._client.display_url, "at the most they can be")
+        return bound if cost is None else cost
+
+    def _usd(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float | None:
+        return cost_usd(
             prices_of(self._config),
             prompt_tokens=prompt_tokens,
             cached_tokens=cached_tokens,
             completion_tokens=completion_tokens,
         )
-        return price or 0.0
+
+    def _stop(self, question: Question, fault: JudgeFault) -> UserError:
+        return UserError(
+            f"judge.base_url: {self._client.display_url} refuses the questions for {question.name} "
+            f"({fault}); put it right and run the same command again, what is answered is kept"
+        )
 
 
 def read_object(text: str) -> Answer:

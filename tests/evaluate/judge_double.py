@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ class JudgeDouble:
     def __init__(self) -> None:
         self.asked: list[str] = []  # kinds, in order
         self.num_tokens = 0  # prompts and answers so far
+        self.tells_usage = True
+        self.latency_s = 0.0
         self.answers: dict[str, Callable[[list[dict[str, str]]], Any]] = {
             "rubric": lambda messages: judge_story_json(*find_material(messages)),
             "dimensions": lambda messages: json.dumps({"reasons": "", **GRADES}),
@@ -51,15 +54,17 @@ class JudgeDouble:
         kind = _kind(messages)
         self.asked.append(kind)
         answer = self.answers[kind](messages)
+        await asyncio.sleep(self.latency_s)
         if isinstance(answer, int):
             return web.json_response({"error": {"message": "as scripted"}}, status=answer)
         prompt = sum(len(message["content"]) for message in messages) // 4
         self.num_tokens += prompt + 100
+        usage = {"prompt_tokens": prompt, "completion_tokens": 100}
         return web.json_response(
             {
                 "model": "double",
                 "choices": [{"message": {"content": answer}, "finish_reason": "stop"}],
-                "usage": {"prompt_tokens": prompt, "completion_tokens": 100},
+                "usage": usage if self.tells_usage else None,
             }
         )
 

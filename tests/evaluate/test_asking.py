@@ -11,7 +11,7 @@ from polaris_fast.evaluate.asking import Asker, read_object
 from polaris_fast.evaluate.dimensions import DIMENSIONS, dimensions_question, quality_score
 from polaris_fast.evaluate.store import JsonLines
 from polaris_fast.judge import Backoff
-from polaris_fast.types import Failed
+from polaris_fast.types import Failed, UserError
 
 from .judge_double import GRADES, judge_double
 
@@ -87,6 +87,48 @@ def test_nothing_is_asked_beyond_the_money(tmp_path):
     assert kinds.count("ok") == len(double.asked) >= 2 and "budget" in kinds
     assert kinds.count("ok") + kinds.count("budget") == 12
     assert 1.0 < spent_usd <= 2.0
+
+
+DEAR = {"price_input": 1000.0, "price_output": 1000.0, "max_output_tokens": 100}
+
+
+def test_an_endpoint_that_counts_no_tokens_spends_the_money_all_the_same(tmp_path, caplog):
+    with judge_double() as double:
+        double.tells_usage = False
+        stories = [f"Story {i}." for i in range(12)]
+        found = ask(double, tmp_path, *stories, max_cost_usd=2.0, **DEAR)
+        spent_usd = double.num_tokens / 1000
+    kinds = [answer.kind if isinstance(answer, Failed) else "ok" for answer in found]
+    assert kinds.count("ok") >= 1 and kinds.count("budget") >= 1 and spent_usd <= 2.0
+    assert caplog.text.count("does not count the tokens") == 1
+
+
+def test_an_answer_that_came_too_late_is_paid_for(tmp_path):
+    late = {"timeout_s": 0.05, "max_attempts": 20, "max_concurrency": 1}
+    with judge_double() as double:
+        double.latency_s = 0.4
+        found = ask(double, tmp_path, "One.", "Two.", max_cost_usd=2.0, **DEAR, **late)
+        assert {answer.kind for answer in found} == {"budget"}
+        assert 1 <= len(double.asked) <= 4  # a call may cost half a dollar
+
+
+@pytest.mark.parametrize("status", [401, 402, 404])
+def test_an_endpoint_that_would_refuse_every_question_is_asked_no_more(tmp_path, status):
+    with judge_double() as double:
+        double.answers["dimensions"] = lambda m: json.dumps(GRADES) if "One." in str(m) else status
+        ask(double, tmp_path, "One.")
+        stories = [f"Story {i}." for i in range(50)]
+        with pytest.raises(UserError, match=r"judge\.base_url: .* refuses the questions for S_Q"):
+            ask(double, tmp_path, *stories, max_concurrency=3)
+        assert 1 < len(double.asked) <= 1 + 3
+        ask(double, tmp_path, "One.")  # is kept
+
+
+def test_a_question_asked_twice_at_once_is_paid_once(tmp_path):
+    with judge_double() as double:
+        double.latency_s = 0.05
+        found = ask(double, tmp_path, "One.", "Two.", "One.")
+        assert len(double.asked) == 2 and found[0] == found[2]
 
 
 def test_a_stop_request_ends_the_wait(tmp_path):
