@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
@@ -50,6 +51,7 @@ class JudgeClient:
         self._base_url = base_url.rstrip("/")
         self._key = os.environ.get(config.api_key_env, "").strip() if send_key else ""
         self._session: aiohttp.ClientSession | None = None
+        self._proxy: str | None = None
         self._settings: dict[int, str] = {}  # what bodies say besides the messages, by the cap
 
     @property
@@ -67,8 +69,9 @@ class JudgeClient:
         self._session = aiohttp.ClientSession(
             headers=headers,
             connector=aiohttp.TCPConnector(limit=0),  # the pool bounds what is in flight
-            trust_env=urlsplit(self._base_url).hostname not in LOOPBACK,  # HTTPS_PROXY
+            trust_env=False,  # it would also read ~/.netrc, and send what stands there
         )
+        self._proxy = proxy_of(self._base_url)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -158,6 +161,7 @@ class JudgeClient:
                 data=body,
                 headers=JSON_BODY if body is not None else None,
                 timeout=timeout,
+                proxy=self._proxy,
                 allow_redirects=False,  # a redirected POST would lose its body or leak its key
             ) as response:
                 status, headers = response.status, response.headers
@@ -212,6 +216,17 @@ def display_url(url: str) -> str:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def proxy_of(url: str) -> str | None:
+    """The HTTP proxy that the environment names for `url`; None: it is asked directly."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    if parts.hostname in LOOPBACK or proxy_bypass(host):
+        return None
+    proxy = getproxies().get(parts.scheme, "")
+    proxy = proxy if "://" in proxy or not proxy else f"http://{proxy}"
+    return proxy if urlsplit(proxy).scheme in ("http", "https") else None
 
 
 def _message_json(message: dict[str, str]) -> str:

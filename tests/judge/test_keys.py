@@ -11,7 +11,7 @@ from benchmarks import scripted_endpoint as play
 from benchmarks.scripted_endpoint import KEY_VARIABLE, ScriptedServer
 from polaris_fast.config import JudgeConfig
 from polaris_fast.judge import JudgeJob, JudgePool
-from polaris_fast.judge.client import JudgeClient, display_url
+from polaris_fast.judge.client import JudgeClient, display_url, proxy_of
 from polaris_fast.judge.flow.panel import Tier
 from polaris_fast.types import Rejected, Scored, UserError
 
@@ -29,6 +29,42 @@ def test_sent_as_bearer(make_pool, key):
     with ScriptedServer() as server, make_pool(server.base_url) as pool:
         assert isinstance(pool.submit(JudgeJob("0", "p", "s")).result(), Scored)
     assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("has_key", [True, False])
+def test_no_password_of_a_netrc_file_is_sent(
+    make_pool, monkeypatch, tmp_path, request, has_key
+) -> None:
+    if has_key:
+        request.getfixturevalue("key")
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login somebody password of-another-host\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    with ScriptedServer() as server:
+        monkeypatch.setenv("HTTP_PROXY", server.base_url.removesuffix("/v1"))
+        with make_pool("http://judge.example/v1") as pool:
+            assert isinstance(pool.submit(JudgeJob("0", "p", "s")).result(), Scored)
+    sent = server.requests[0].headers.get("Authorization")
+    assert sent == (f"Bearer {KEY}" if has_key else None)
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy"),
+    [
+        ("https://judge.example/v1", "http://proxy.example:3128"),
+        ("http://judge.example/v1", "http://plain.example:3128"),
+        ("http://127.0.0.1:8000/v1", None),
+        ("https://near.internal/v1", None),
+    ],
+)
+def test_the_proxy_of_the_environment_is_used_where_it_is_meant(monkeypatch, url, proxy) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("HTTP_PROXY", "plain.example:3128")
+    monkeypatch.setenv("NO_PROXY", ".internal")
+    for name in ("https_proxy", "http_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert proxy_of(url) == proxy
 
 
 @pytest.mark.parametrize(
