@@ -151,6 +151,10 @@ def _load_object(text: str) -> dict[str, Any]:
         raise InvalidJudgement(f"not valid JSON: {error.msg} at character {error.pos}") from error
     except RecursionError as error:
         raise InvalidJudgement("the JSON is nested too deeply") from error
+    except InvalidJudgement:
+        raise
+    except ValueError as error:  # Python reads no whole numbers of thousands of digits
+        raise InvalidJudgement("a number has too many digits") from error
     assert isinstance(tree, dict)  # it begins with a brace
     return tree
 

@@ -36,6 +36,14 @@ def test_accepted_forms(text):
     assert judgement.flags == ()
 
 
+@pytest.mark.parametrize(("digits", "fault"), [(400, "overall"), (5000, "too many digits")])
+def test_a_number_without_end_is_an_invalid_answer(digits, fault):
+    text = VALID.replace('"overall": 42', f'"overall": {"9" * digits}')
+    assert len(text) > digits
+    with pytest.raises(InvalidJudgement, match=fault):
+        parse_judgement(text, STORY)
+
+
 def changed(name: str, **parts: object) -> str:
     tree = answer_tree()
     tree[name] = tree[name] | parts
