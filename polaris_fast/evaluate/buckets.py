@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..types import UserError
 
@@ -20,6 +21,7 @@ class Buckets:
     """
 
     edges: tuple[int, ...]
+    each_length: bool = False  # ranges of one length are buckets, what lies between is none
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in zip(self.edges, self.edges[1:], strict=False))
@@ -28,6 +30,20 @@ class Buckets:
                 f"--buckets: must be at least two rising numbers of words, got "
                 f"{','.join(map(str, self.edges)) or 'nothing'}; give such as 1000,4000,8000,12000"
             )
+
+    def number(self, target: int) -> int:
+        """Place of the target's bucket among all, filled or not: 0 from the first edge on."""
+        if target < self.edges[0]:
+            return -1
+        if target > self.edges[-1]:
+            return self._num_buckets(len(self.edges))
+        place = min(bisect_right(self.edges, target), len(self.edges) - 1)
+        return self._num_buckets(place)
+
+    def _num_buckets(self, place: int) -> int:
+        """Buckets that end at or below the edge before `place`."""
+        ranges = pairwise(self.edges[:place])
+        return sum(not self.each_length or high == low + 1 for low, high in ranges)
 
     def label(self, target: int) -> str:
         """Name of the target's bucket, such as `4-8K`."""
@@ -66,7 +82,7 @@ def choose_buckets(targets: Sequence[int], edges: Sequence[int] | None = None) -
         return Buckets(PAPER_EDGES)
     lengths = sorted(set(targets))
     if len(lengths) <= FEW_LENGTHS:
-        return Buckets(tuple(sorted({edge for n in lengths for edge in (n, n + 1)})))
+        return Buckets(tuple(sorted({edge for n in lengths for edge in (n, n + 1)})), True)
     ordered = sorted(targets)
     thirds = [ordered[len(ordered) * i // 3] for i in range(3)]
     return Buckets(tuple(sorted({*thirds, ordered[-1]})))

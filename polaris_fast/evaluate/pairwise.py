@@ -7,7 +7,6 @@ are compared, which know no order.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ..text_stats import count_words
 from ..types import Failed
 from .asking import Answer, Question
 from .bradley_terry import elo_ratings
+from .summary import interval_json
 from .writing import Written
 
 TIE_POINTS = 0.5  # of Story Quality, in which two pointwise scores count as equal
@@ -115,16 +115,10 @@ def summarize(results: Sequence[Result], names: Sequence[str], *, seed: int) -> 
     ratings = elo_ratings(list(by_prompt.values()), seed=seed)
     total = sum(by_prompt.values())
     assert isinstance(total, np.ndarray)
+    elo = {name: interval_json(one) for name, one in zip(names, ratings, strict=True)}
+    elo[names[0]] |= {"low": None, "high": None}  # it is where the scale is fixed
     return {
-        "elo": {
-            name: {
-                "estimate": rating.estimate,
-                # the first is where the scale is fixed
-                "low": None if name == names[0] else rating.low,
-                "high": None if name == names[0] else rating.high,
-            }
-            for name, rating in zip(names, ratings, strict=True)
-        },
+        "elo": elo,
         "pairs": [
             {
                 "a": a,
@@ -144,7 +138,7 @@ def summarize(results: Sequence[Result], names: Sequence[str], *, seed: int) -> 
 def position_bias(picks: Sequence[tuple[str, str]]) -> dict[str, float]:
     """Share of matches whose pick stood in both orders, and of decided calls that took the first.
 
-    0.5 of the second number is no bias. {} without calls.
+    0.5 of the second number is no bias; it is left out without decided calls. {} without calls.
     """
     if not picks:
         return {}
@@ -152,8 +146,10 @@ def position_bias(picks: Sequence[tuple[str, str]]) -> dict[str, float]:
         pair in (("first", "second"), ("second", "first"), ("tie", "tie")) for pair in picks
     )
     decided = [pick for pair in picks for pick in pair if pick != "tie"]
-    first = decided.count("first") / len(decided) if decided else math.nan
-    return {"consistent": stood / len(picks), "first_place": first}
+    found = {"consistent": stood / len(picks)}
+    if decided:
+        found["first_place"] = decided.count("first") / len(decided)
+    return found
 
 
 def _question(prompt: str, first: str, second: str) -> Question:

@@ -21,7 +21,7 @@ def bucket_slope(
     Every story is a point; prompts are resampled with all their points.
 
     Args:
-        points: prompt -> (number of the bucket, value) of each of its stories.
+        points: prompt -> (number of the bucket among all, value) of each of its stories.
 
     Returns:
         None where all points lie in one bucket.

@@ -67,15 +67,13 @@ def to_json(summary: MeasureSummary) -> dict[str, Any]:
     return {
         "all": interval_json(summary.all),
         "buckets": {label: interval_json(one) for label, one in summary.buckets.items()},
-        "slope": interval_json(summary.slope),
-        "gain": interval_json(summary.gain),
+        "slope": summary.slope and interval_json(summary.slope),
+        "gain": summary.gain and interval_json(summary.gain),
     }
 
 
-def interval_json(interval: Interval | None) -> dict[str, Any] | None:
+def interval_json(interval: Interval) -> dict[str, Any]:
     """estimate, low, high, num_prompts."""
-    if interval is None:
-        return None
     bounds = {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
     known = {name: value if math.isfinite(value) else None for name, value in bounds.items()}
     return {**known, "num_prompts": interval.num_prompts}
@@ -93,9 +91,9 @@ def _summarize(
     points: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for one in found:
         if key in one.values:
-            label = buckets.label(one.written.target)
-            by_bucket[label].append(one)
-            points[one.written.uid].append((labels.index(label), one.values[key]))
+            target = one.written.target
+            by_bucket[buckets.label(target)].append(one)
+            points[one.written.uid].append((buckets.number(target), one.values[key]))
     means = _prompt_means(found, key)
     return MeasureSummary(
         all=_mean(means, seed),

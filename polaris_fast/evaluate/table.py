@@ -105,12 +105,19 @@ def pairwise_table(pairwise: dict[str, Any]) -> RenderableType:
         for p in pairwise["pairs"]
     ]
     if "consistent" in pairwise:
-        lines.append(
-            f" the judge's pick stood in both orders in {100 * pairwise['consistent']:.0f} % of "
-            f"the pairs; it took the first place in {100 * pairwise['first_place']:.0f} % of its "
-            "decided calls"
-        )
+        lines.append(f" {bias_text(pairwise)}")
     return Group(table, *[Text(line, style="dim") for line in lines], Text(""))
+
+
+def bias_text(pairwise: dict[str, Any]) -> str:
+    """How far the judge's picks follow the place of a story."""
+    stood = f"{100 * pairwise['consistent']:.0f} % of the pairs"
+    if "first_place" not in pairwise:
+        return f"The judge's pick stood in both orders in {stood}; all its calls were ties"
+    return (
+        f"The judge's pick stood in both orders in {stood}; it took the first place in "
+        f"{100 * pairwise['first_place']:.0f} % of its decided calls"
+    )
 
 
 def memory_table(memorisation: dict[str, Any]) -> RenderableType:

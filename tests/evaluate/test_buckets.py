@@ -44,3 +44,15 @@ def test_given_edges_win():
 def test_edges_must_rise(edges):
     with pytest.raises(UserError, match="--buckets: must be at least two rising numbers"):
         choose_buckets([30], edges)
+
+
+def test_a_bucket_keeps_its_number_where_others_are_empty():
+    papers = Buckets(PAPER_EDGES)
+    assert [papers.number(n) for n in (999, 1000, 4000, 8000, 12000, 12001)] == [-1, 0, 1, 2, 2, 3]
+    given = choose_buckets([5], [0, 10, 11, 50])
+    assert [given.number(n) for n in (5, 10, 20, 51)] == [0, 1, 2, 3]
+
+
+def test_lengths_with_a_bucket_each_are_one_apart():
+    few = choose_buckets([20, 40, 41, 60])
+    assert [few.number(n) for n in (20, 40, 41, 60)] == [0, 1, 2, 3]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from polaris_fast.evaluate.bradley_terry import ANCHOR, POINTS, elo_ratings, fit_strengths
 from polaris_fast.evaluate.pairwise import (
@@ -14,6 +18,7 @@ from polaris_fast.evaluate.pairwise import (
     position_bias,
     summarize,
 )
+from polaris_fast.evaluate.table import pairwise_table
 from polaris_fast.evaluate.writing import Written
 from polaris_fast.types import Failed
 
@@ -123,3 +128,14 @@ def test_the_summary_counts_points_of_pairs():
     assert found["elo"]["b"]["estimate"] == pytest.approx(ANCHOR)
     assert found["elo"]["a"]["low"] is None and found["consistent"] == pytest.approx(2 / 3)
     assert summarize([], ["a", "b"], seed=0) == {}
+
+
+def test_what_one_prompt_or_ties_alone_cannot_tell_is_left_out_and_never_nan():
+    found = summarize([Result("a", "b", "p", 0.5, ("tie", "tie"))], ["a", "b"], seed=0)
+    assert found["elo"]["b"] == {"estimate": ANCHOR, "low": None, "high": None, "num_prompts": 1}
+    assert found["consistent"] == 1 and "first_place" not in found
+    json.dumps(found, allow_nan=False)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(pairwise_table(found))
+    shown = " ".join(console.file.getvalue().split())
+    assert "nan" not in shown and "all its calls were ties" in shown

@@ -81,7 +81,14 @@ def test_buckets_slope_and_gain_by_hand():
     # 6, 12 and 18 more in the three buckets
     assert new.gain.estimate == pytest.approx(12) and 6 < new.gain.low < 12 < new.gain.high < 18
     assert new.slope.estimate == pytest.approx(-4)
-    assert new.slope.apart_from(base.slope)
+    assert new.slope.low > base.slope.high
+
+
+def test_an_empty_bucket_in_the_middle_is_counted_in_the_slope():
+    found = [one for one in stories(50, 10) if one.written.target != 6000]
+    quality = summarize_models({"m": found}, Buckets(PAPER_EDGES), seed=0)["m"]["quality"]
+    assert list(quality.buckets) == ["1-4K", "8-12K"]
+    assert quality.slope is not None and quality.slope.estimate == pytest.approx(-10)
 
 
 def test_a_prompt_counts_once_however_many_stories_were_judged():
