@@ -32,10 +32,6 @@ class Interval:
     high: float
     num_prompts: int
 
-    def apart_from(self, other: Interval) -> bool:
-        """Whether the two intervals do not overlap; False where one is not known."""
-        return self.low > other.high or self.high < other.low
-
 
 def bootstrap(
     statistic: Statistic,

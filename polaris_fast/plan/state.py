@@ -42,11 +42,6 @@ class EngineBytes:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return EngineBytes(**(values | changed))
 
-    @property
-    def resident(self) -> int:
-        """What is there at any time."""
-        return self.weights + self.masters + self.moments + self.reference
-
 
 def engine_bytes(
     config: Config, shape: ModelShape, trained: Trained, num_ranks: int, device: Device

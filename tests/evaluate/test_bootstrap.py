@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from polaris_fast.evaluate.bootstrap import Interval, bootstrap, bootstrap_mean
+from polaris_fast.evaluate.bootstrap import bootstrap, bootstrap_mean
 from polaris_fast.evaluate.slope import bucket_slope
 
 TRIALS = 1500
@@ -69,12 +69,6 @@ def test_too_little_to_say():
     assert (same.low, same.high) == (2.0, 2.0)
     with pytest.raises(ValueError, match="needs units"):
         bootstrap_mean(np.array([]), seed=0)
-
-
-def test_intervals_apart():
-    low, high = Interval(1, 0.5, 1.5, 9), Interval(3, 2, 4, 9)
-    assert low.apart_from(high) and high.apart_from(low) and not low.apart_from(low)
-    assert not low.apart_from(Interval(3, math.nan, math.nan, 1))
 
 
 def test_the_slope_is_that_of_least_squares():
