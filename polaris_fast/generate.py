@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -12,10 +13,10 @@ from .model.load import load_causal_lm, quiet_transformers
 from .prompts import PromptBuilder, load_tokenizer, stop_ids_of
 from .rollout import Completion, RolloutRequest, SamplingParams
 from .rollout.hf import HFEngine
-from .types import StoryRecord, UserError
+from .types import FinishReason, StoryRecord, UserError
 
 _TOKENS_PER_WORD = 4  # room enough for small vocabularies; a story ends by its own token
-
+_LEAST_TOKENS = 64
 _TOKENS_WITHOUT_LENGTH = 1024
 
 
@@ -33,6 +34,8 @@ def generate_stories(
 ) -> list[str]:
     """Stories for one prompt, with the chat format and length sentence of training.
 
+    One that is cut off at the limit is told of on stderr.
+
     Args:
         model_path: folder or hub id of a causal LM.
         prompt: what the story is about.
@@ -40,7 +43,7 @@ def generate_stories(
         num: stories to write.
         seed: of the sampling; equal seeds write equal stories.
         temperature: None: as configured.
-        max_tokens: None: by `words`, else the configured limit.
+        max_tokens: thinking included; None: by `words`, else the configured limit.
         config: settings of the sampling and the prompt; None: those of the run that the model
             lies in, else the paper's.
         on_token: called after each decode step with the number of stories still being written.
@@ -58,9 +61,7 @@ def generate_stories(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = load_causal_lm(model_path, dtype=dtype, device=device)
-    limit = max_tokens or config.max_completion_length or _TOKENS_WITHOUT_LENGTH
-    if max_tokens is None and words and not config.data.thinking:
-        limit = max(64, words * _TOKENS_PER_WORD)
+    limit = max_tokens or token_limit(words, config)
     config = config.model_copy(
         update={
             "max_completion_length": limit,
@@ -75,6 +76,13 @@ def generate_stories(
 
     def finish(index: int, completion: Completion) -> None:
         stories[index] = builder.decode(completion.completion_ids)[1]
+        if completion.finish_reason is FinishReason.LENGTH:
+            which = f"story {index + 1}" if num > 1 else "the story"
+            place = "" if stories[index] else " before it began"
+            print(
+                f"note: {which} was cut off at {limit} tokens{place}; --max-tokens gives it more",
+                file=sys.stderr,
+            )
 
     HFEngine(model, config.rollout.max_batch_size).generate(
         [RolloutRequest(prompt_ids, row_seed(seed, f"generate/{i}")) for i in range(num)],
@@ -83,3 +91,15 @@ def generate_stories(
         on_token,
     )
     return stories
+
+
+def token_limit(words: int | None, config: Config) -> int:
+    """Room for a story of so many words, and as much again for thinking, where the model thinks.
+
+    Thinking has no length of its own: a thinking model has at least the configured limit, too.
+    """
+    configured = config.max_completion_length or _TOKENS_WITHOUT_LENGTH
+    if not words:
+        return configured
+    room = max(_LEAST_TOKENS, words * _TOKENS_PER_WORD)
+    return max(configured, 2 * room) if config.data.thinking else room

@@ -104,6 +104,17 @@ def test_polaris_generate_writes_a_story_with_it(
     assert first == capsys.readouterr().out and first.strip()
 
 
+def test_polaris_generate_tells_of_a_story_that_was_cut_off(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", "--model", str(finished), "--prompt", "Write about the sea."]
+    assert main([*arguments, "--words", "10", "--max-tokens", "2", "--num", "2"]) == 0
+    told = capsys.readouterr().err
+    assert (
+        "story 1 was cut off at 2 tokens" in told and "story 2" in told and "--max-tokens" in told
+    )
+
+
 def test_a_resumed_run_repeats_the_same_numbers_bit_for_bit(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     _copy_until(finished, run, step=2)
