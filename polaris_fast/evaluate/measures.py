@@ -98,7 +98,14 @@ def measure_text(
 
 
 def measure_siblings(stories: Sequence[str]) -> list[dict[str, float]]:
-    """What the stories of one prompt have in common: `self_bleu` of each; {} for a single one."""
-    if len(stories) < 2:
-        return [{} for _ in stories]
-    return [{"self_bleu": value} for value in self_bleu(stories)]
+    """What the stories of one prompt have in common: `self_bleu` of each.
+
+    Returns:
+        {} for an empty story, which has no wording and is nobody's likeness, and for a single one.
+    """
+    written = [story for story in stories if story.strip()]
+    values = iter(self_bleu(written) if len(written) > 1 else [])
+    return [
+        {"self_bleu": next(values)} if len(written) > 1 and story.strip() else {}
+        for story in stories
+    ]

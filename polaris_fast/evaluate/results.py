@@ -138,9 +138,8 @@ def _sibling_values(written: Sequence[Written]) -> dict[str, dict[str, float]]:
     """Item -> what its story has in common with the others of its prompt and length."""
     groups: dict[tuple[str, int], list[Written]] = defaultdict(list)
     for one in written:
-        if one.story.strip():
-            groups[one.uid, one.target].append(one)
-    found: dict[str, dict[str, float]] = {one.item: {} for one in written}
+        groups[one.uid, one.target].append(one)
+    found: dict[str, dict[str, float]] = {}
     for group in groups.values():
         values = measure_siblings([one.story for one in group])
         found |= {one.item: value for one, value in zip(group, values, strict=True)}
@@ -163,6 +162,7 @@ def _settings(setup: Setup) -> dict[str, Any]:
         "top_k": sampling.top_k,
         "repetition_penalty": sampling.repetition_penalty,
         "thinking": bool(config.data.thinking),
+        "word_counter": config.reward.word_counter,
         "judge": config.judge.model if options.judge else None,
         "judge_is_local": options.judge and config.judge.base_url is None,
         "judge_samples": options.judge_samples,

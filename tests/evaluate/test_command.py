@@ -108,9 +108,21 @@ def test_an_llm_judge_grades_compares_and_is_paid_once(tiny_models, tmp_path, ca
     assert found["settings"]["judge_is_local"] is False
 
 
-def test_answers_that_cannot_be_had_are_left_out_and_told(tiny_models, tmp_path):
+def test_questions_that_the_judge_refuses_end_the_command(tiny_models, tmp_path, capsys):
     with judge_double() as double:
         double.answers["dimensions"] = lambda messages: 400
+        judge = ("--judge.base_url", double.base_url, "--judge.check_at_start", "false")
+        assert evaluate(tiny_models[:1], tmp_path, "--dimensions", *judge) == 2
+        assert "judge.base_url:" in capsys.readouterr().err
+        asked = double.asked.count("rubric")
+        assert evaluate(tiny_models[:1], tmp_path, *judge) == 0  # what was judged is kept
+        assert double.asked.count("rubric") == asked
+    assert result_of(tmp_path)["settings"]["word_counter"] == "whitespace"
+
+
+def test_answers_that_cannot_be_had_are_left_out_and_told(tiny_models, tmp_path):
+    with judge_double() as double:
+        double.answers["dimensions"] = lambda messages: "I would rather not."
         judge = ("--judge.base_url", double.base_url, "--judge.check_at_start", "false")
         assert evaluate(tiny_models[:1], tmp_path, "--dimensions", *judge) == 0
     found = result_of(tmp_path)

@@ -56,7 +56,7 @@ def result(**found: list[Measured]) -> dict[str, Any]:
         }
         for name, measures in summaries.items()
     ]
-    settings = {"num_prompts": 18, "samples": 2, "data": "d", "temperature": 1, "top_p": 1, "engine": "hf", "judge": "j", "judge_is_local": False, "seed": 0, "held_out": True}  # fmt: skip # noqa: E501
+    settings = {"num_prompts": 18, "samples": 2, "data": "d", "temperature": 1, "top_p": 1, "engine": "hf", "judge": "j", "judge_is_local": False, "seed": 0, "word_counter": "word_chars", "held_out": True}  # fmt: skip # noqa: E501
     return {
         "settings": settings,
         "models": models,
@@ -124,6 +124,7 @@ def test_no_table_is_cut_on_a_terminal_of_80():
 def test_the_page_names_what_was_gained(tmp_path):
     found = {"base": stories(50, 10), "new": stories(56, 4)}
     page = write_page(tmp_path, result(**found), found).read_text()
+    assert "words: runs of word characters" in page
     assert "Story Quality: 40.0 with base, 52.0 with new (gain +12.0 [" in page
     assert "POLARIS-9B without HRI" in page and "a note" in page
 
