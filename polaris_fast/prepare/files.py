@@ -22,12 +22,15 @@ BATCH_ROWS = 256
 
 
 def find_files(settings: Settings) -> tuple[list[tuple[Path, str]], int]:
-    """((path, name below its source) of each file to read, files of other kinds).
+    """((path as given, name below its source) of each file to read, files of other kinds).
+
+    A file that several paths lead to is read once; its kind is that of the first path, not of what
+    a link leads to.
 
     Raises:
         UserError: there is nothing to read.
     """
-    found: dict[Path, str] = {}
+    found: dict[Path, tuple[Path, str]] = {}  # by where the path leads
     others = 0
     out = settings.out.resolve()
     for source in settings.sources:
@@ -36,14 +39,14 @@ def find_files(settings: Settings) -> tuple[list[tuple[Path, str]], int]:
                 raise UserError(
                     f"SOURCE: {source} is no {', '.join(s[1:] for s in SUFFIXES)} file; convert it"
                 )
-            found.setdefault(source.resolve(), source.name)
+            found.setdefault(source.resolve(), (source, source.name))
             continue
         for path in sorted(source.rglob("*")):
             hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
             if hidden or not path.is_file() or out in path.resolve().parents:
                 continue
             if path.suffix.lower() in SUFFIXES:
-                found.setdefault(path.resolve(), str(path.relative_to(source)))
+                found.setdefault(path.resolve(), (path, str(path.relative_to(source))))
             else:
                 others += 1
     if not found:
@@ -51,7 +54,7 @@ def find_files(settings: Settings) -> tuple[list[tuple[Path, str]], int]:
         raise UserError(
             f"SOURCE: {where} holds no file of a known kind ({', '.join(SUFFIXES)}); convert yours"
         )
-    return list(found.items()), others
+    return list(found.values()), others
 
 
 @contextmanager

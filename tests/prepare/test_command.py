@@ -74,6 +74,31 @@ def test_sources_and_targets_that_cannot_be_used(
     assert "--test-counts: no test split" in asked
 
 
+def test_a_journal_inside_out_is_refused_before_it_can_be_replaced(
+    book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "data"
+    (tmp_path / "link").symlink_to(out)
+    for journal in (out / "paid.sqlite", tmp_path / "link" / "a" / "paid.sqlite"):
+        command = [str(book), "--out", str(out), "--journal", str(journal)]
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert f"--journal: {journal} lies in --out" in told and told.count("\n") == 1
+
+
+def test_a_link_to_a_file_without_a_suffix_is_read_as_its_own_name_says(tmp_path: Path) -> None:
+    store, books = tmp_path / "store", tmp_path / "books"
+    store.mkdir()
+    books.mkdir()
+    (store / "0a1b2c").write_text(prose(1, 200))
+    (books / "tale.txt").symlink_to(store / "0a1b2c")
+    (books / "twice.txt").symlink_to(store / "0a1b2c")
+    out = tmp_path / "data"
+    assert main([str(books), "--out", str(out), "--min-words", "100"]) == 0
+    (record,) = map(json.loads, (out / "train.jsonl").read_text().splitlines())
+    assert record["source"] == "tale.txt"
+
+
 def test_a_missing_library_names_the_extra(
     book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
