@@ -19,6 +19,7 @@ from .files import find_files, put_in_place, scratch_folder, write_records
 from .progress import ProgressView
 from .reading import read_all
 from .settings import Settings, check_settings
+from .shared_text import sharing_pairs
 from .split import Item, Quota, split_items
 from .stage import Stage
 from .summary import SAMPLES, Duplicate, Line, Sample, Summary
@@ -81,11 +82,12 @@ def _read(
         view.say(f"left out: {drop.where}: {drop.detail}")
     if not summary.lines:
         raise UserError(_nothing_left(summary))
-    pairs = compare(candidates.pairs(), stage.grams)
     lines = summary.lines
+    sharing = sharing_pairs([line.words for line in lines], stage.grams)
+    pairs = compare(sorted({*candidates.pairs(), *sharing}), stage.grams)
     twins = choose(
         pairs,
-        lambda number: lines[number].words,
+        lambda number: (lines[number].words, lines[number].uid),
         threshold=settings.duplicate_similarity,
         contained=CONTAINED,
     )
