@@ -62,7 +62,7 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out`, on the same disk; gone at the end, however it comes.
 
     Raises:
-        UserError: it cannot be made, or the disk is full.
+        UserError: it cannot be made, the disk is full, or another file that the error names.
     """
     parent = out.absolute().parent
     try:
@@ -73,9 +73,18 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     try:
         yield scratch
     except (OSError, sqlite3.Error) as error:
+        named = getattr(error, "filename", None)
+        if named is not None and not _lies_in(named, (scratch, out)):
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{os.fsdecode(named)}: {reason}; nothing was changed") from error
         raise UserError(f"--out: {out} cannot be written ({error}); nothing was changed") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _lies_in(name: str | bytes, folders: Iterable[Path]) -> bool:
+    path = Path(os.fsdecode(name)).absolute()
+    return any(path.is_relative_to(folder.absolute()) for folder in folders)
 
 
 def put_in_place(folder: Path, out: Path) -> None:
