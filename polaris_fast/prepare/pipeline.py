@@ -14,7 +14,7 @@ from pathlib import Path
 from ..types import UserError
 from .card import write_card
 from .document import Story
-from .duplicates import Candidates, Pair, choose, compare
+from .duplicates import Candidates, choose, compare
 from .files import find_files, put_in_place, scratch_folder, write_records
 from .progress import ProgressView
 from .reading import read_all
@@ -45,8 +45,8 @@ def prepare(settings: Settings, view: ProgressView) -> Summary | None:
     summary = Summary(num_files=len(files), num_other_files=others)
     with scratch_folder(settings.out) as scratch:
         with closing(Stage(scratch / "stage.sqlite")) as stage:
-            related = _read(settings, files, stage, summary, view)
-            _split(settings, related, summary, view)
+            ties = _read(settings, files, stage, summary, view)
+            _split(settings, ties, summary, view)
             if settings.endpoint is not None:
                 numbers = [line.number for line in summary.lines]
                 run.tell_estimate(settings, settings.endpoint, stage, numbers, view)
@@ -74,8 +74,11 @@ def _read(
     stage: Stage,
     summary: Summary,
     view: ProgressView,
-) -> list[Pair]:
-    """Stories into stage and summary, without the doubles; returns pairs with text in common."""
+) -> list[tuple[int, int]]:
+    """Stories into stage and summary, without the doubles; returns pairs with text in common.
+
+    The twin that is kept stands for the one that is not: what ties others may hang on it alone.
+    """
     candidates = Candidates()
     read_all(settings, files, stage, candidates, summary, view)
     for drop in (d for d in summary.drops if d.kind == "unreadable"):
@@ -101,9 +104,9 @@ def _read(
                 twin=twin,
             )
         )
-    gone = {twin.dropped for twin in twins}
+    gone = {twin.dropped: twin.kept for twin in twins}
     summary.lines = [line for line in lines if line.number not in gone]
-    return pairs
+    return [(gone.get(p.first, p.first), gone.get(p.second, p.second)) for p in pairs]
 
 
 def _nothing_left(summary: Summary) -> str:
@@ -115,10 +118,9 @@ def _nothing_left(summary: Summary) -> str:
 
 
 def _split(
-    settings: Settings, related: Iterable[Pair], summary: Summary, view: ProgressView
+    settings: Settings, ties: Iterable[tuple[int, int]], summary: Summary, view: ProgressView
 ) -> None:
     items = [Item(l.number, l.uid, l.author, l.source, l.bin) for l in summary.lines]
-    ties = [(pair.first, pair.second) for pair in related]
     quota = settings.quota
     if len(items) < 2 and not settings.quota_given:
         quota = Quota(0.0)

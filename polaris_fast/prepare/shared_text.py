@@ -9,7 +9,8 @@ when at most 2 of 100 shared 5-grams are indexed: twice in ten thousand; longer 
 
 A 5-gram of more than `MANY` stories is a phrase of the language, or a passage that they all share:
 it pairs only the shortest of them with the others. That ties them all: whatever passage is a tenth
-of some story among them is a tenth of the shortest.
+of some story among them is a tenth of the shortest. Not found is a tenth that is pieced together
+from several passages of that kind, each with another shortest story.
 """
 
 from __future__ import annotations
