@@ -282,6 +282,19 @@ def test_text_in_an_unknown_encoding_is_left_out_and_told(tmp_path: Path, encodi
         assert drop.detail == "encoding not known; convert it to UTF-8"
 
 
+def test_a_page_with_nothing_but_an_accented_name_does_not_cost_the_book(tmp_path: Path) -> None:
+    parts = [Part("The Well", prose(1)), Part("", "\u00c9\u00c9", heading="")]
+    book = write_epub(tmp_path / "b.epub", parts)
+    with zipfile.ZipFile(book) as made:
+        members = {name: made.read(name) for name in made.namelist()}
+    page = "<html><body><p>\u00c9\u00c9</p></body></html>"
+    members["OEBPS/p1.xhtml"] = page.encode("cp1252")
+    with zipfile.ZipFile(book, "w") as file:
+        for name, raw in members.items():
+            file.writestr(name, raw)
+    assert [s.story.title for s in work(Portion(book, "b.epub"), RULES).stories] == ["The Well"]
+
+
 def test_western_text_in_its_old_encoding_is_read(tmp_path: Path) -> None:
     text = (
         "\u00c6ttin \u00fe\u00f3 s\u00e1 \u00e1 \u00f6llu \u201cg\u00f3\u00f0u\u201d \u2014 \u20ac"

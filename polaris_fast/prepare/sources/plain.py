@@ -10,6 +10,7 @@ from ..document import SourceError
 
 MAX_BYTES = 256 * 2**20
 MAX_ACCENTED = 1 / 3  # of the letters of a Western text; no language has half as many
+MIN_ACCENTED = 40  # letters: a book's page with nothing but a name on it proves nothing
 _MARKS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"<\0", "utf-16-le"),
           (b"\0<", "utf-16-be"))  # fmt: skip
 # As browsers read them: the larger set of characters that goes by the smaller one's name.
@@ -79,7 +80,7 @@ def refuse_unknown(text: str) -> None:
         SourceError: more accented letters than any Western language has.
     """
     letters = _NO_LETTERS.sub("", text)
-    if len(_NOT_ACCENTED.sub("", letters)) > MAX_ACCENTED * len(letters):
+    if len(_NOT_ACCENTED.sub("", letters)) > max(MIN_ACCENTED, MAX_ACCENTED * len(letters)):
         raise SourceError("encoding not known; convert it to UTF-8")
 
 
