@@ -82,14 +82,15 @@ def split_records(
 ) -> tuple[list[StoryRecord], list[StoryRecord]]:
     """(training, held-out) records; membership depends on uids alone, not on order or seed.
 
-    A record of `data.eval_path` is never trained on: its double in the training data, known by
-    prompt and story, is left out. The length filters are those of training only.
+    A record of `data.eval_path` is never trained on: its double in the training data is left out,
+    known by the story (white space apart) whatever its prompt and uid, or without one by the
+    prompt. The length filters are those of training only.
     """
     if config.eval_path is not None:
         unfiltered = {"path": config.eval_path, "min_target_words": None, "max_target_words": None}
         held_out = load_records(config.model_copy(update=unfiltered))
-        seen = {(r.prompt, r.story) for r in held_out}
-        train = [r for r in records if (r.prompt, r.story) not in seen]
+        seen = {_content_of(r) for r in held_out}
+        train = [r for r in records if _content_of(r) not in seen]
         if not train:
             raise UserError(
                 f"data.eval_path: {config.eval_path} holds every training record; give other "
@@ -102,6 +103,12 @@ def split_records(
     by_hash = sorted(records, key=lambda r: hashlib.sha256(r.uid.encode()).hexdigest())
     held = {r.uid for r in by_hash[:count]}
     return [r for r in records if r.uid not in held], [r for r in records if r.uid in held]
+
+
+def _content_of(record: StoryRecord) -> tuple[str, str]:
+    """(prompt, story), one of them empty: two records that agree in it are one."""
+    story = " ".join((record.story or "").split())
+    return ("", story) if story else (record.prompt, "")
 
 
 def with_thinking(config: DataConfig, records: list[StoryRecord]) -> DataConfig:
@@ -239,7 +246,7 @@ def _read_folder(folder: Path) -> Iterator[StoryRecord]:
 
 def _from_text(file: Path, folder: Path | None = None) -> StoryRecord:
     try:
-        text = file.read_text(encoding="utf-8").strip()
+        text = file.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise UserError(f"data.path: {file}: not UTF-8 text ({error}); convert it") from error
     title, story = _split_title(text, file.stem)

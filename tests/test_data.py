@@ -116,6 +116,30 @@ def test_length_filters_and_held_out_records_do_not_depend_on_order() -> None:
     assert len(held) == int(0.25 * len(records))
 
 
+def test_a_held_out_story_is_not_trained_on_under_another_prompt_or_uid(tmp_path: Path) -> None:
+    held = {"uid": "a", "prompt": "Tell of Mara.", "story": STORY}
+    train = [
+        {"uid": "a", "prompt": "Another prompt.", "story": STORY},
+        {"uid": "b", "prompt": "A third.", "story": STORY.replace("\n\n", " ")},
+        {"uid": "c", "prompt": "Tell of Mara.", "story": "Another story of hers."},
+        {"uid": "d", "prompt": "Tell of Mara.", "target_word_count": 9},
+        {"uid": "e", "prompt": "Tell of Bo.", "target_word_count": 9},
+    ]
+    alone = {"uid": "f", "prompt": "Tell of Bo.", "target_word_count": 20}
+    config = _jsonl(tmp_path / "train.jsonl", *train)
+    eval_path = _jsonl(tmp_path / "test.jsonl", held, alone).path
+    config = config.model_copy(update={"eval_path": eval_path})
+    kept, _ = split_records(config, load_records(config))
+    assert [r.uid for r in kept] == ["c", "d"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_story_or_its_prompt(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text(f"The Island\n\n{STORY}", encoding="utf-8-sig")
+    (tmp_path / "two.txt").write_text(STORY, encoding="utf-8-sig")
+    for record in load_records(DataConfig(path=str(tmp_path))):
+        assert record.story == STORY and "\ufeff" not in record.prompt
+
+
 def test_prompt_order_is_a_shuffle_of_every_epoch_and_a_function_of_position() -> None:
     order, again = PromptOrder(7, seed=3), PromptOrder(7, seed=3)
     first = [order[i] for i in range(21)]

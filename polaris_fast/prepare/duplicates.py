@@ -5,7 +5,7 @@
 
 Candidates agree on one of 64 bands of 2 rows: two texts of Jaccard similarity s do so with
 probability 1 - (1 - s^2)^64, which is .999 at .32 and .93 at .2 (Leskovec et al., Mining of Massive
-Datasets, section 3.4). An excerpt of less than a fifth of the other text may therefore be missed.
+Datasets, section 3.4). Smaller shares of text, and short excerpts, are found by `shared_text`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from itertools import combinations
 import numpy as np
 
 from .fingerprints import NUM_PERM
+from .shared_text import RELATED
 
 BANDS = NUM_PERM // 2  # of 2 rows
-RELATED = 0.1  # containment above which two stories must not be on both sides of the split
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,11 @@ def compare(
         grams: the sorted set of a story's 5-grams, (G,) uint32, by its number.
     """
     pairs = []
+    held, a = -1, np.zeros(0, np.uint32)  # candidates in order have the same first one for a while
     for first, second in candidates:
-        a, b = grams(first), grams(second)
+        if first != held:
+            held, a = first, grams(first)
+        b = grams(second)
         common = len(np.intersect1d(a, b, assume_unique=True))
         if common < RELATED * min(len(a), len(b)):
             continue
@@ -89,11 +92,17 @@ def compare(
 
 
 def choose(
-    pairs: Iterable[Pair], words: Callable[[int], int], *, threshold: float, contained: float
+    pairs: Iterable[Pair],
+    rank: Callable[[int], tuple[int, str]],
+    *,
+    threshold: float,
+    contained: float,
 ) -> list[Twin]:
-    """Which stories to leave out: of two that are alike the longer one stays, else the earlier.
+    """Which stories to leave out: of two that are alike the longer one stays.
 
     Args:
+        rank: (words, uid) of a story, by its number: of two equally long ones the lower uid stays,
+            so that the order of files changes nothing.
         threshold: Jaccard similarity from which two stories are one.
         contained: containment from which the shorter is an excerpt of the longer.
     """
@@ -104,7 +113,8 @@ def choose(
             alike.setdefault(pair.second, []).append(pair)
     kept: set[int] = set()
     twins = []
-    for number in sorted(alike, key=lambda n: (-words(n), n)):
+    places = {number: (-words, uid, number) for number in alike for words, uid in [rank(number)]}
+    for number in sorted(alike, key=places.__getitem__):
         rivals = [p for p in alike[number] if (p.first if p.second == number else p.second) in kept]
         if not rivals:
             kept.add(number)

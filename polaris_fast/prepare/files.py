@@ -22,12 +22,15 @@ BATCH_ROWS = 256
 
 
 def find_files(settings: Settings) -> tuple[list[tuple[Path, str]], int]:
-    """((path, name below its source) of each file to read, files of other kinds).
+    """((path as given, name below its source) of each file to read, files of other kinds).
+
+    A file that several paths lead to is read once; its kind is that of the first path, not of what
+    a link leads to.
 
     Raises:
         UserError: there is nothing to read.
     """
-    found: dict[Path, str] = {}
+    found: dict[Path, tuple[Path, str]] = {}  # by where the path leads
     others = 0
     out = settings.out.resolve()
     for source in settings.sources:
@@ -36,14 +39,14 @@ def find_files(settings: Settings) -> tuple[list[tuple[Path, str]], int]:
                 raise UserError(
                     f"SOURCE: {source} is no {', '.join(s[1:] for s in SUFFIXES)} file; convert it"
                 )
-            found.setdefault(source.resolve(), source.name)
+            found.setdefault(source.resolve(), (source, source.name))
             continue
         for path in sorted(source.rglob("*")):
             hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
             if hidden or not path.is_file() or out in path.resolve().parents:
                 continue
             if path.suffix.lower() in SUFFIXES:
-                found.setdefault(path.resolve(), str(path.relative_to(source)))
+                found.setdefault(path.resolve(), (path, str(path.relative_to(source))))
             else:
                 others += 1
     if not found:
@@ -51,7 +54,7 @@ def find_files(settings: Settings) -> tuple[list[tuple[Path, str]], int]:
         raise UserError(
             f"SOURCE: {where} holds no file of a known kind ({', '.join(SUFFIXES)}); convert yours"
         )
-    return list(found.items()), others
+    return list(found.values()), others
 
 
 @contextmanager
@@ -59,7 +62,7 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out`, on the same disk; gone at the end, however it comes.
 
     Raises:
-        UserError: it cannot be made, or the disk is full.
+        UserError: it cannot be made, the disk is full, or another file that the error names.
     """
     parent = out.absolute().parent
     try:
@@ -70,9 +73,18 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     try:
         yield scratch
     except (OSError, sqlite3.Error) as error:
+        named = getattr(error, "filename", None)
+        if named is not None and not _lies_in(named, (scratch, out)):
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{os.fsdecode(named)}: {reason}; nothing was changed") from error
         raise UserError(f"--out: {out} cannot be written ({error}); nothing was changed") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _lies_in(name: str | bytes, folders: Iterable[Path]) -> bool:
+    path = Path(os.fsdecode(name)).absolute()
+    return any(path.is_relative_to(folder.absolute()) for folder in folders)
 
 
 def put_in_place(folder: Path, out: Path) -> None:

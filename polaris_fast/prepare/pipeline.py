@@ -14,11 +14,12 @@ from pathlib import Path
 from ..types import UserError
 from .card import write_card
 from .document import Story
-from .duplicates import Candidates, Pair, choose, compare
+from .duplicates import Candidates, choose, compare
 from .files import find_files, put_in_place, scratch_folder, write_records
 from .progress import ProgressView
 from .reading import read_all
 from .settings import Settings, check_settings
+from .shared_text import sharing_pairs
 from .split import Item, Quota, split_items
 from .stage import Stage
 from .summary import SAMPLES, Duplicate, Line, Sample, Summary
@@ -44,8 +45,8 @@ def prepare(settings: Settings, view: ProgressView) -> Summary | None:
     summary = Summary(num_files=len(files), num_other_files=others)
     with scratch_folder(settings.out) as scratch:
         with closing(Stage(scratch / "stage.sqlite")) as stage:
-            related = _read(settings, files, stage, summary, view)
-            _split(settings, related, summary, view)
+            ties = _read(settings, files, stage, summary, view)
+            _split(settings, ties, summary, view)
             if settings.endpoint is not None:
                 numbers = [line.number for line in summary.lines]
                 run.tell_estimate(settings, settings.endpoint, stage, numbers, view)
@@ -73,19 +74,23 @@ def _read(
     stage: Stage,
     summary: Summary,
     view: ProgressView,
-) -> list[Pair]:
-    """Stories into stage and summary, without the doubles; returns pairs with text in common."""
+) -> list[tuple[int, int]]:
+    """Stories into stage and summary, without the doubles; returns pairs with text in common.
+
+    The twin that is kept stands for the one that is not: what ties others may hang on it alone.
+    """
     candidates = Candidates()
     read_all(settings, files, stage, candidates, summary, view)
     for drop in (d for d in summary.drops if d.kind == "unreadable"):
         view.say(f"left out: {drop.where}: {drop.detail}")
     if not summary.lines:
         raise UserError(_nothing_left(summary))
-    pairs = compare(candidates.pairs(), stage.grams)
     lines = summary.lines
+    sharing = sharing_pairs([line.words for line in lines], stage.grams)
+    pairs = compare(sorted({*candidates.pairs(), *sharing}), stage.grams)
     twins = choose(
         pairs,
-        lambda number: lines[number].words,
+        lambda number: (lines[number].words, lines[number].uid),
         threshold=settings.duplicate_similarity,
         contained=CONTAINED,
     )
@@ -99,9 +104,9 @@ def _read(
                 twin=twin,
             )
         )
-    gone = {twin.dropped for twin in twins}
+    gone = {twin.dropped: twin.kept for twin in twins}
     summary.lines = [line for line in lines if line.number not in gone]
-    return pairs
+    return [(gone.get(p.first, p.first), gone.get(p.second, p.second)) for p in pairs]
 
 
 def _nothing_left(summary: Summary) -> str:
@@ -113,10 +118,9 @@ def _nothing_left(summary: Summary) -> str:
 
 
 def _split(
-    settings: Settings, related: Iterable[Pair], summary: Summary, view: ProgressView
+    settings: Settings, ties: Iterable[tuple[int, int]], summary: Summary, view: ProgressView
 ) -> None:
     items = [Item(l.number, l.uid, l.author, l.source, l.bin) for l in summary.lines]
-    ties = [(pair.first, pair.second) for pair in related]
     quota = settings.quota
     if len(items) < 2 and not settings.quota_given:
         quota = Quota(0.0)

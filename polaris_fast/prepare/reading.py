@@ -35,7 +35,7 @@ def read_all(
 
     The order of stories is that of the files, whatever the workers' order was.
     """
-    sizes = {path: path.stat().st_size for path, _ in files}
+    sizes = {path: _size(path) for path, _ in files}
     view.stage("reading", sum(sizes.values()))
     rules = Rules(settings.min_words, settings.max_words, settings.one_story_per_file)
     small = sum(sizes.values()) < SMALL_BYTES or settings.workers == 1
@@ -62,6 +62,14 @@ def read_all(
                 )
             )
         view.advance(share.of(portion), f"{len(summary.lines):,} stories")
+
+
+def _size(path: Path) -> int:
+    """Bytes; 0 for a file that is gone, which its reader will tell."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 class _Shares:

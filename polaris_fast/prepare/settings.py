@@ -74,6 +74,7 @@ def check_settings(settings: Settings) -> None:
     if settings.out.is_dir() and any(settings.out.iterdir()):
         _check_replaceable(settings)
     _check_writable(settings.out)
+    _check_journal(settings)
     if not 1 <= settings.min_words <= settings.max_words:
         raise UserError(
             f"--min-words: must be from 1 to --max-words ({settings.max_words}), got "
@@ -155,6 +156,15 @@ def _check_writable(out: Path) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"--out: {parent} cannot be written to; give another folder")
+
+
+def _check_journal(settings: Settings) -> None:
+    out, journal = settings.out.resolve(), settings.journal_path.resolve()
+    if journal == out or out in journal.parents:
+        raise UserError(
+            f"--journal: {settings.journal_path} lies in --out, which is replaced as a whole with "
+            "the paid answers in it; give a path outside of it"
+        )
 
 
 def _check_endpoint(settings: Settings) -> None:

@@ -95,6 +95,14 @@ def test_every_kind_of_file_is_read(stories):
     assert texts[0].story == "The bell rang over the harbour."
 
 
+def test_a_byte_order_mark_is_no_part_of_a_text(stories):
+    for name in ("bell.txt", "more.jsonl"):
+        (stories / name).write_bytes(b"\xef\xbb\xbf" + (stories / name).read_bytes())
+    texts = read_texts([str(stories)])
+    assert texts[0].story == "The bell rang over the harbour."
+    assert [text.name for text in texts[2:]] == ["more.jsonl:fox", "more.jsonl:2"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

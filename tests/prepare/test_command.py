@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from polaris_fast.prepare import pipeline
 from polaris_fast.prepare import settings as settings_module
 from polaris_fast.prepare.__main__ import main
+from polaris_fast.prepare.files import scratch_folder
+from polaris_fast.prepare.prompts.journal import Kept, PromptJournal
+from polaris_fast.types import UserError
 
 from .books import prose
 
@@ -74,6 +78,31 @@ def test_sources_and_targets_that_cannot_be_used(
     assert "--test-counts: no test split" in asked
 
 
+def test_a_journal_inside_out_is_refused_before_it_can_be_replaced(
+    book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "data"
+    (tmp_path / "link").symlink_to(out)
+    for journal in (out / "paid.sqlite", tmp_path / "link" / "a" / "paid.sqlite"):
+        command = [str(book), "--out", str(out), "--journal", str(journal)]
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert f"--journal: {journal} lies in --out" in told and told.count("\n") == 1
+
+
+def test_a_link_to_a_file_without_a_suffix_is_read_as_its_own_name_says(tmp_path: Path) -> None:
+    store, books = tmp_path / "store", tmp_path / "books"
+    store.mkdir()
+    books.mkdir()
+    (store / "0a1b2c").write_text(prose(1, 200))
+    (books / "tale.txt").symlink_to(store / "0a1b2c")
+    (books / "twice.txt").symlink_to(store / "0a1b2c")
+    out = tmp_path / "data"
+    assert main([str(books), "--out", str(out), "--min-words", "100"]) == 0
+    (record,) = map(json.loads, (out / "train.jsonl").read_text().splitlines())
+    assert record["source"] == "tale.txt"
+
+
 def test_a_missing_library_names_the_extra(
     book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +124,38 @@ def test_bad_files_are_told_and_the_rest_goes_on(
     assert "left out: bad.txt: binary data" in told.err
     assert "left out: rows.jsonl:2: not valid JSON" in told.err
     assert "left out: 3 unreadable" in told.out
+
+
+def test_a_source_that_vanishes_is_told_and_the_rest_goes_on(
+    book: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = pipeline.find_files
+
+    def then_gone(settings):
+        files, others = found(settings)
+        return [*files, (tmp_path / "gone.txt", "gone.txt")], others
+
+    monkeypatch.setattr(pipeline, "find_files", then_gone)
+    assert main([str(book), "--out", str(tmp_path / "data"), "--min-words", "100"]) == 0
+    assert "left out: gone.txt: " in capsys.readouterr().err
+
+
+def test_an_error_names_its_own_file_and_not_out(tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    with pytest.raises(UserError, match=r"elsewhere: No such file.*; nothing was changed"):
+        with scratch_folder(out):
+            (tmp_path / "elsewhere").read_bytes()
+    with pytest.raises(UserError, match=r"--out: .*data cannot be written"):
+        with scratch_folder(out) as scratch:
+            (scratch / "missing").read_bytes()
+    journal = PromptJournal(tmp_path / "paid.sqlite")
+    journal.close()
+    with pytest.raises(UserError, match=r"--journal: .*paid.sqlite cannot be read or written"):
+        with scratch_folder(out):
+            journal.put("key", Kept("answer"))
 
 
 def test_a_given_prompt_that_leaks_is_replaced(tmp_path: Path) -> None:

@@ -5,11 +5,27 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pytest
 
 from polaris_fast.prepare.duplicates import Candidates, Pair, choose, compare
 from polaris_fast.prepare.fingerprints import grams_of, normal_words, signature
+from polaris_fast.prepare.shared_text import MAX_RATE, sharing_pairs
 
 from .books import prose
+
+
+def _sharing(texts: list[str], rate: int | None = None) -> set[tuple[int, int]]:
+    grams = [grams_of(normal_words(text)) for text in texts]
+    words = [len(text.split()) for text in texts]
+    found = sharing_pairs(words, grams.__getitem__, rate=rate)
+    return {(p.first, p.second) for p in compare(found, grams.__getitem__)}
+
+
+def _with_passage(seed: int, words: int, passage: str) -> str:
+    """A story of its own, with a passage that stands in others, too."""
+    own = prose(seed, words).split()[:words]
+    at = random.Random(seed).randrange(words - len(passage.split()))
+    return " ".join([*own[:at], passage, *own[at + len(passage.split()) :]])
 
 
 def _found(texts: list[str]) -> dict[tuple[int, int], Pair]:
@@ -56,15 +72,42 @@ def test_a_thousand_strangers_have_no_twin() -> None:
     assert not _found([prose(seed, 120) for seed in range(300)])
 
 
+@pytest.mark.parametrize("rate", [1, MAX_RATE])
+@pytest.mark.parametrize("longer", [1, 3])
+def test_stories_that_share_a_tenth_of_the_shorter_are_all_found(rate: int, longer: int) -> None:
+    texts = []
+    for seed in range(24):
+        passage = " ".join(prose(1000 + seed, 150).split()[: 110 + 40 * (seed % 3)])
+        texts.append(_with_passage(seed, 1000, passage))
+        texts.append(_with_passage(500 + seed, 1000 * longer, passage))
+    assert _sharing(texts, rate) == {(2 * i, 2 * i + 1) for i in range(24)}
+
+
+@pytest.mark.parametrize("rate", [1, MAX_RATE])
+def test_a_passage_in_many_stories_ties_them_by_the_shortest(rate: int) -> None:
+    passage = prose(1000, 150)
+    texts = [_with_passage(seed, 3000 - 100 * seed, passage) for seed in range(20)]
+    assert {(i, 19) for i in range(19)} <= _sharing(texts, rate)  # (first, the shortest)
+
+
+def test_one_story_or_none_shares_nothing() -> None:
+    assert _sharing([]) == set() == _sharing([prose(1)]) == _sharing(["a b", "c d"], MAX_RATE)
+
+
 def test_the_longer_of_a_chain_stays_and_each_drop_names_what_was_kept() -> None:
     words = {0: 100, 1: 300, 2: 200, 3: 50}
     pairs = [Pair(0, 1, 0.7, 0.9), Pair(1, 2, 0.6, 0.7), Pair(0, 2, 0.55, 0.7),
              Pair(2, 3, 0.2, 0.95)]  # fmt: skip
-    twins = choose(pairs, words.__getitem__, threshold=0.5, contained=0.8)
+    twins = choose(pairs, lambda n: (words[n], "same"), threshold=0.5, contained=0.8)
     # 3 is an excerpt of 2 alone, and 2 is not kept: 3 stays.
     assert [(t.dropped, t.kept) for t in twins] == [(0, 1), (2, 1)]
-    equal = choose([Pair(4, 5, 1.0, 1.0)], lambda n: 10, threshold=0.5, contained=0.8)
-    assert [(t.dropped, t.kept) for t in equal] == [(5, 4)]
+
+
+@pytest.mark.parametrize("uids", [("a", "b"), ("b", "a")])
+def test_of_two_equally_long_ones_the_lower_uid_stays_whatever_the_order(uids) -> None:
+    pair = Pair(0, 1, 0.9, 0.9)
+    (twin,) = choose([pair], lambda n: (10, uids[n]), threshold=0.5, contained=0.8)
+    assert uids[twin.kept] == "a"
 
 
 def test_fingerprints_do_not_depend_on_the_process_and_short_texts_have_one() -> None:

@@ -207,3 +207,98 @@ def test_large_files_of_rows_are_cut_into_portions_with_the_right_numbers(tmp_pa
 def test_a_section_tree_can_be_walked() -> None:
     tree = Section("a", ["x y"], [Section("b", ["z"]), Section("c")])
     assert [s.title for s in tree.walk()] == ["a", "b", "c"] and tree.num_words() == 3
+
+
+def _page(text: str, head: str = "") -> str:
+    body = "".join(f"<p>{paragraph}</p>" for paragraph in text.split("\n\n"))
+    return f"<html><head>{head}<title>The Well</title></head><body>{body}</body></html>"
+
+
+def _read_page(path: Path, raw: bytes) -> str:
+    path.write_bytes(raw)
+    return "\n\n".join(b for s in read_html(path, path.name).root.walk() for b in s.blocks)
+
+
+QUOTED = "\n\n".join(f"\u201cShe said {p}\u201d" for p in prose(1, 1800).split("\n\n"))
+RUSSIAN = "\n\n".join(["\u0441\u0442\u0430\u0440\u044b\u0439 \u0434\u043e\u043c " * 60] * 9)
+
+
+@pytest.mark.parametrize("head", ["", "<meta charset='utf-8'>", "<meta charset=windows-1252>"])
+def test_a_page_with_one_bad_byte_is_read_to_its_end(tmp_path: Path, head: str) -> None:
+    raw = _page(QUOTED, head).encode().replace(b"She", b"\xe9She", 1)
+    text = _read_page(tmp_path / "a.html", raw)
+    assert text == QUOTED.replace("She", "\ufffdShe", 1)
+    xhtml = b'<?xml version="1.0"?>\n' + raw
+    assert _read_page(tmp_path / "a.xhtml", xhtml) == text
+    undefined = _page(f"{prose(1)} caf\u00e9").encode("cp1252").replace(b"<p>", b"<p>\x9d", 1)
+    assert _read_page(tmp_path / "b.html", undefined) == f"\ufffd{prose(1)} caf\u00e9"
+
+
+def test_a_book_with_a_bad_byte_in_its_package_keeps_all_its_pages(tmp_path: Path) -> None:
+    book = write_epub(tmp_path / "b.epub", [Part("The Well", QUOTED), Part("The Ferry", prose(2))])
+    with zipfile.ZipFile(book) as made:
+        members = {name: made.read(name) for name in made.namelist()}
+    members["OEBPS/book.opf"] = members["OEBPS/book.opf"].replace(b"A Shelf", b"A \x9dShelf")
+    members["OEBPS/p0.xhtml"] = members["OEBPS/p0.xhtml"].replace(b"She", b"\xe9She", 1)
+    with zipfile.ZipFile(book, "w") as file:
+        for name, raw in members.items():
+            file.writestr(name, raw)
+    outcome = work(Portion(book, "b.epub"), RULES)
+    assert [f.story.title for f in outcome.stories] == ["The Well", "The Ferry"]
+    assert outcome.stories[0].story.words == len(QUOTED.split())
+
+
+@pytest.mark.parametrize(
+    ("head", "encoding"),
+    [
+        ("<meta charset=windows-1251>", "cp1251"),
+        ("<meta http-equiv='Content-Type' content='text/html; charset=koi8-r'>", "koi8-r"),
+        ("<meta charset='utf-16'>", "utf-8"),
+        ("<meta charset='no-such'>", "utf-8"),
+        ("", "utf-8-sig"),
+        ("", "utf-16"),
+    ],
+)
+def test_a_page_is_read_in_the_encoding_that_it_declares(
+    tmp_path: Path, head: str, encoding: str
+) -> None:
+    want = "\n\n".join(" ".join(p.split()) for p in RUSSIAN.split("\n\n"))
+    assert _read_page(tmp_path / "a.html", _page(RUSSIAN, head).encode(encoding)) == want
+    xhtml = f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?>\n{_page(RUSSIAN)}'
+    assert _read_page(tmp_path / "a.xhtml", xhtml.encode(encoding)) == want
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "koi8-r", "cp866", "cp1253"])
+def test_text_in_an_unknown_encoding_is_left_out_and_told(tmp_path: Path, encoding: str) -> None:
+    text = RUSSIAN if encoding != "cp1253" else "\u03c4\u03bf \u03c3\u03c0\u03b9\u03c4\u03b9 " * 90
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    (tmp_path / "a.md").write_bytes(text.encode(encoding))
+    script = f"<style>{'p {color: red} ' * 900}</style>"
+    (tmp_path / "a.html").write_bytes(_page(text, script).encode(encoding))
+    for name in ("a.txt", "a.md", "a.html"):
+        outcome = work(Portion(tmp_path / name, name), RULES)
+        assert not outcome.stories
+        (drop,) = outcome.drops
+        assert drop.detail == "encoding not known; convert it to UTF-8"
+
+
+def test_a_page_with_nothing_but_an_accented_name_does_not_cost_the_book(tmp_path: Path) -> None:
+    parts = [Part("The Well", prose(1)), Part("", "\u00c9\u00c9", heading="")]
+    book = write_epub(tmp_path / "b.epub", parts)
+    with zipfile.ZipFile(book) as made:
+        members = {name: made.read(name) for name in made.namelist()}
+    page = "<html><body><p>\u00c9\u00c9</p></body></html>"
+    members["OEBPS/p1.xhtml"] = page.encode("cp1252")
+    with zipfile.ZipFile(book, "w") as file:
+        for name, raw in members.items():
+            file.writestr(name, raw)
+    assert [s.story.title for s in work(Portion(book, "b.epub"), RULES).stories] == ["The Well"]
+
+
+def test_western_text_in_its_old_encoding_is_read(tmp_path: Path) -> None:
+    text = (
+        "\u00c6ttin \u00fe\u00f3 s\u00e1 \u00e1 \u00f6llu \u201cg\u00f3\u00f0u\u201d \u2014 \u20ac"
+    )
+    (tmp_path / "a.txt").write_bytes(f"{prose(1)} {text}".encode("cp1252"))
+    blocks = [b for s in read_text(tmp_path / "a.txt", "a").root.walk() for b in s.blocks]
+    assert blocks[-1].endswith(text)

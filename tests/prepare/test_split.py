@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polaris_fast.prepare.bins import ALL_BINS, bin_of
+from polaris_fast.prepare.pipeline import prepare
+from polaris_fast.prepare.progress import ProgressView
+from polaris_fast.prepare.settings import Settings
 from polaris_fast.prepare.split import Item, Quota, split_items
+
+from .books import prose
 
 NAMES = ("Ann Lee", "Bo Ek", "Cy Fox", "Di Gad", "Ed Hay", "")
 items_strategy = st.lists(
@@ -65,3 +71,22 @@ def test_bins_meet_at_their_edges() -> None:
     edges = {999: "under 1K", 1000: "1-4K", 3999: "1-4K", 4000: "4-8K", 8000: "8-12K",
              12000: "8-12K", 12001: "over 12K"}  # fmt: skip
     assert {words: bin_of(words) for words in edges} == edges
+
+
+def test_stories_that_share_a_passage_are_on_one_side_though_the_shortest_is_left_out(
+    tmp_path: Path,
+) -> None:
+    """Twelve of forty stories have it; the shortest, which ties them, is a copy of another."""
+    passage = prose(1000, 200)
+    for i in range(40):
+        text = f"{prose(i, 900 + 10 * i)}\n\n{passage if i < 12 else prose(2000 + i, 200)}"
+        (tmp_path / f"t{i:02}.txt").write_text(text)
+    blocks = (tmp_path / "t05.txt").read_text().split("\n\n")
+    (tmp_path / "t00.txt").write_text("\n\n".join(blocks[10:]))
+    settings = Settings((tmp_path,), tmp_path / "data", min_words=50, one_story_per_file=True,
+                        split_by=(), quota=Quota(0.3))  # fmt: skip
+    with ProgressView() as view:
+        summary = prepare(settings, view)
+    assert summary is not None and [d.twin.dropped for d in summary.duplicates] == [0]
+    assert summary.split is not None and summary.split.largest == 11
+    assert len({line.is_test for line in summary.lines if line.number < 12}) == 1

@@ -41,7 +41,7 @@ def read_texts(paths: Sequence[str], prompt: str = "") -> list[Text]:
 
 def _read(path: str, prompt: str) -> Iterator[Text]:
     if path == "-":
-        yield _text("stdin", prompt, sys.stdin.read())
+        yield _text("stdin", prompt, sys.stdin.read().removeprefix("\ufeff"))
         return
     for file in _files(Path(path)):
         content = _content(file)
@@ -66,7 +66,7 @@ def _files(path: Path) -> list[Path]:
 
 def _content(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,22 +67,34 @@ class PromptJournal:
         self._connection.close()
 
     def get(self, key: str) -> Kept | None:
-        """The answer to what has this key, or None."""
-        row = self._connection.execute(
-            "SELECT text, prompt_tokens, cached_tokens, completion_tokens, cost_usd FROM answer "
-            "WHERE key = ?",
-            (key,),
-        ).fetchone()
+        """The answer to what has this key, or None. Raises UserError: the file is out of reach."""
+        with self._named():
+            row = self._connection.execute(
+                "SELECT text, prompt_tokens, cached_tokens, completion_tokens, cost_usd "
+                "FROM answer WHERE key = ?",
+                (key,),
+            ).fetchone()
         return Kept(*row) if row else None
 
     def put(self, key: str, kept: Kept) -> None:
-        """Keep an answer, on the disk when this returns."""
-        self._connection.execute(
-            "INSERT OR REPLACE INTO answer (key, text, prompt_tokens, cached_tokens, "
-            "completion_tokens, cost_usd) VALUES (?, ?, ?, ?, ?, ?)",
-            (key, kept.text, kept.prompt_tokens, kept.cached_tokens, kept.completion_tokens,
-             kept.cost_usd),
-        )  # fmt: skip
+        """Keep an answer, on the disk when this returns. Raises UserError: its disk is full."""
+        with self._named():
+            self._connection.execute(
+                "INSERT OR REPLACE INTO answer (key, text, prompt_tokens, cached_tokens, "
+                "completion_tokens, cost_usd) VALUES (?, ?, ?, ?, ?, ?)",
+                (key, kept.text, kept.prompt_tokens, kept.cached_tokens, kept.completion_tokens,
+                 kept.cost_usd),
+            )  # fmt: skip
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """The journal may be on another disk than `--out`: its errors say which."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise UserError(
+                f"--journal: {self.path} cannot be read or written ({error}); what it holds is kept"
+            ) from error
 
 
 def answer_key(url: str, model: str, sampling: dict[str, object], messages: Messages) -> str:

@@ -15,6 +15,7 @@ from lxml import etree
 
 from ..document import SourceError
 from .pieces import SCENE_BREAK, Kind, Piece
+from .plain import decode, refuse_unknown
 
 _SKIP = frozenset(
     "head script style nav svg math img template noscript iframe object form button select audio "
@@ -32,8 +33,14 @@ _MARK = re.compile(r"[\s\[\](){}]*(\d{1,3}|[a-z]|[*\u2020\u2021\u00a7]+)[\s\[\](
 _TITLE_CLASS = re.compile(r"((chapter|story|section)[-_]?)?(title|heading|head)", re.IGNORECASE)
 _AUTHOR_CLASS = re.compile(r"((chapter|story|section)[-_]?)?(author|byline)", re.IGNORECASE)
 _MAX_HEADING_WORDS = 30
-_NAMED = re.compile(rb"&([A-Za-z][A-Za-z0-9]{1,31});")
-_XML_NAMES = {b"amp", b"lt", b"gt", b"quot", b"apos"}
+_NAMED = re.compile(r"&([A-Za-z][A-Za-z0-9]{1,31});")
+_XML_NAMES = {"amp", "lt", "gt", "quot", "apos"}
+_CHARSET = re.compile(
+    rb"""\A\s*<\?xml\s[^>]*?\bencoding\s*=\s*["']\s*([\w.:-]+)"""
+    rb"""|<meta\s[^>]*?\bcharset\s*=\s*["']?\s*([\w.:-]+)""",
+    re.IGNORECASE,
+)
+_HEAD_BYTES = 4096  # where a page must say its encoding; browsers look at 1,024
 _SPACE = re.compile(r"[ \t\r\n\f]+")
 
 
@@ -44,10 +51,11 @@ def parse_xml(raw: bytes, what: str) -> Any:
         SourceError: not well-formed beyond repair.
     """
     parser = etree.XMLParser(
-        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, recover=True
-    )
+        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, recover=True,
+        encoding="utf-8",
+    )  # fmt: skip
     try:
-        root = etree.fromstring(raw, parser)
+        root = etree.fromstring(_text(raw)[0].encode(), parser)
     except (etree.XMLSyntaxError, ValueError) as error:
         raise SourceError(f"{what} is not XML ({error})") from error
     if root is None:
@@ -59,22 +67,31 @@ def parse_page(raw: bytes, what: str) -> Any:
     """The root element of an XHTML or HTML page.
 
     XHTML is parsed as XML, because `<title/>` would swallow an HTML page; what is not well-formed
-    is parsed as HTML.
+    is parsed as HTML. Bytes become text here: libxml2 ends a page at the first that has no meaning.
 
     Raises:
-        SourceError: nothing in it can be read.
+        SourceError: nothing in it can be read, or its encoding is not known.
     """
+    text, western = _text(raw)
+    root = _parse_text(text, what)
+    if western:
+        refuse_unknown("".join(_all_text(root)))
+    return root
+
+
+def _parse_text(text: str, what: str) -> Any:
     strict = etree.XMLParser(
-        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False
+        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, encoding="utf-8"
     )
-    if raw.lstrip()[:5] == b"<?xml" or b"http://www.w3.org/1999/xhtml" in raw[:1000]:
+    if text.lstrip()[:5] == "<?xml" or "http://www.w3.org/1999/xhtml" in text[:1000]:
         try:
-            return etree.fromstring(_NAMED.sub(_numeric, raw), strict)
+            return etree.fromstring(_NAMED.sub(_numeric, text).encode(), strict)
         except (etree.XMLSyntaxError, ValueError):
             pass
     try:
-        root = etree.fromstring(raw, etree.HTMLParser(encoding=_encoding(raw), no_network=True))
-    except (etree.XMLSyntaxError, ValueError, LookupError) as error:
+        parser = etree.HTMLParser(encoding="utf-8", no_network=True)
+        root = etree.fromstring(text.encode(), parser)
+    except (etree.XMLSyntaxError, ValueError) as error:
         raise SourceError(f"{what} is not HTML ({error})") from error
     if root is None:
         raise SourceError(f"{what} is empty")
@@ -221,19 +238,23 @@ def _visible_parts(element: Any) -> Iterator[str]:
         yield child.tail or ""
 
 
-def _numeric(found: re.Match[bytes]) -> bytes:
+def _numeric(found: re.Match[str]) -> str:
     """`&nbsp;` as a number: without its document type XML does not know the name."""
-    code = html.entities.name2codepoint.get(found[1].decode())
-    return found[0] if code is None or found[1] in _XML_NAMES else b"&#%d;" % code
+    code = html.entities.name2codepoint.get(found[1])
+    return found[0] if code is None or found[1] in _XML_NAMES else f"&#{code};"
 
 
-def _encoding(raw: bytes) -> str | None:
-    """None where the page says itself; else UTF-8, or what Western pages have that are not."""
-    head = raw[:2048].lower()
-    if raw.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"charset" in head:
-        return None
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return "windows-1252"
-    return "utf-8"
+def _text(raw: bytes) -> tuple[str, bool]:
+    """(text of a page, whether it was read as windows-1252)."""
+    found = _CHARSET.search(raw[:_HEAD_BYTES])
+    declared = (found[1] or found[2]).decode("ascii") if found else ""
+    text, western = decode(raw, declared)
+    return text.replace("\0", ""), western  # libxml2 would end there
+
+
+def _all_text(root: Any) -> Iterator[str]:
+    """Text of a page without what is in scripts and styles."""
+    for element in root.iter():
+        if local_name(element) not in ("", "script", "style"):
+            yield element.text or ""
+        yield element.tail or ""
