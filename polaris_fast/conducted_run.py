@@ -16,10 +16,11 @@ from .best import read_best
 from .checkpoint import TrainerState, find_checkpoint, is_disk_fault, load_state, save_checkpoint
 from .collector import setup_spared
 from .config import Config
+from .device import choose_device
 from .metrics import METRICS_FILE, MetricsLog, read_metrics
 from .progress import Progress
 from .ranks.conductor import Conductor
-from .ranks.parts import check_engine, choose_device
+from .ranks.parts import check_engine
 from .report import write_report
 from .run_folder import (
     check_same_run,
@@ -45,7 +46,7 @@ class ConductedRun(ABC):
         self, config: Config, view: Progress, flag: StopFlag, conductor: Conductor
     ) -> None:
         self.config, self.view, self.flag, self.conductor = config, view, flag, conductor
-        self.device = choose_device(config, conductor.world)
+        self.device = choose_device(config, conductor.world.local_rank)
         check_engine(config, self.device, conductor.world)
         self.status, self.reason = "running", ""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from .config import Config
+from .device import choose_device
 from .groups import row_seed
 from .model.load import load_causal_lm, quiet_transformers
 from .prompts import PromptBuilder, load_tokenizer, stop_ids_of
@@ -58,8 +59,9 @@ def generate_stories(
         raise UserError(f"--temperature: must be above 0, got {temperature}; try 0.1")
     quiet_transformers()
     config = config or Config()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    # the run's own `device` is of the machine that trained it
+    device = choose_device(config.model_copy(update={"device": "auto"}))
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = load_causal_lm(model_path, dtype=dtype, device=device)
     limit = max_tokens or token_limit(words, config)
     config = config.model_copy(

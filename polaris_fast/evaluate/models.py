@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 import yaml
 
-from ..config import Config
 from ..model.load import read_config
 from ..prompts import load_tokenizer
 from ..run_folder import CONFIG_FILE, newest_model
@@ -101,17 +99,6 @@ def stop_ids_at(path: str) -> frozenset[int]:
     except OSError:
         return frozenset()
     return frozenset([ids] if isinstance(ids, int) else ids or [])
-
-
-def device_of(config: Config) -> torch.device:
-    """Where models are loaded.
-
-    Raises:
-        UserError: `device: cuda` without a GPU.
-    """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda asked for, but torch finds no GPU; set device to auto or cpu")
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _run_of(path: str) -> Path | None:

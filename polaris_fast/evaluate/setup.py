@@ -10,6 +10,7 @@ from pathlib import Path
 from ..config import Config, DataConfig
 from ..config_file import load_config
 from ..data import load_records, split_records, with_thinking
+from ..device import choose_device
 from ..judge_presets import find_preset
 from ..prompts import load_tokenizer
 from ..rollout.vllm.launcher import require_vllm
@@ -19,7 +20,6 @@ from .buckets import Buckets, choose_buckets
 from .memorisation import choose_attacked
 from .models import (
     ModelRef,
-    device_of,
     find_models,
     run_settings,
     stop_ids_at,
@@ -126,7 +126,7 @@ def _config(options: Options, models: Sequence[ModelRef]) -> Config:
 
 
 def _check_engine(config: Config, models: Sequence[ModelRef]) -> None:
-    device_of(config)
+    choose_device(config)
     if config.rollout.engine != "vllm":
         return
     if config.rollout.vllm.launch:

@@ -15,12 +15,13 @@ from typing import Any, Protocol
 import torch
 
 from ..config import Config
+from ..device import choose_device
 from ..model.load import load_causal_lm
 from ..prompts import PromptBuilder
 from ..rollout import Completion, RolloutRequest, SamplingParams
 from ..rollout.hf import HFEngine
 from ..text_stats import count_words
-from .models import ModelRef, device_of
+from .models import ModelRef
 from .store import JsonLines, key_of
 from .tasks import Task
 
@@ -176,7 +177,7 @@ def open_engine(
     Raises:
         UserError: the model cannot be loaded, or vLLM does not start.
     """
-    device = device_of(config)
+    device = choose_device(config)
     if config.rollout.engine == "vllm":
         from .served import serve_model
 

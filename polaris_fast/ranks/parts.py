@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ..config import Config
+from ..device import choose_device
 from ..engine import Engine, ReplicatedEngine, SingleEngine
 from ..engine.optimizer import import_bitsandbytes
 from ..model.carried import find_base
@@ -130,7 +131,7 @@ def _start_servers(orders: Orders, world: World) -> Fleet:
     from ..rollout.vllm.fleet import Fleet
 
     config = orders.config
-    device = choose_device(config, world)
+    device = choose_device(config, world.local_rank)
     backend = config.rollout.vllm.transfer_on(device.type)
     own = None
     if config.rollout.vllm.placement == "colocated":
@@ -148,7 +149,7 @@ def _start_servers(orders: Orders, world: World) -> Fleet:
 def _load_parts(orders: Orders, world: World, fleet: Fleet | None) -> Parts:
     quiet_transformers()
     config = orders.config
-    device = choose_device(config, world)
+    device = choose_device(config, world.local_rank)
     dtype = _DTYPES[config.dtype]
     torch.manual_seed(config.seed)
     if config.liger_kernels:
@@ -257,23 +258,3 @@ def check_engine(config: Config, device: torch.device, world: World) -> None:
     if config.liger_kernels:
         check_layer_kernels(device)
     check_asked(_asked_kernels(config), device)
-
-
-def choose_device(config: Config, world: World) -> torch.device:
-    """The device of this rank; a GPU becomes the process's current one.
-
-    Raises:
-        UserError: `device: cuda` without a GPU, or more ranks on this machine than GPUs.
-    """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda asked for, but torch finds no GPU; set device to auto or cpu")
-    if config.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if world.local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"torchrun --nproc-per-node: rank {world.local_rank} of this machine has no GPU of its "
-            f"own, torch finds {torch.cuda.device_count()}; start at most so many ranks, or set "
-            "device: cpu"
-        )
-    torch.cuda.set_device(world.local_rank)
-    return torch.device("cuda", world.local_rank)

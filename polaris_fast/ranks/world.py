@@ -34,7 +34,7 @@ def join_world() -> Iterator[World]:
     """This process's world from the launcher's environment; its process group while inside.
 
     Without a launcher there is one rank and no process group. No GPU is touched: whether the rank
-    has one, and is to use it, is `parts.choose_device`'s.
+    has one, and is to use it, is `choose_device`'s.
 
     Raises:
         UserError: the launcher's variables are incomplete or no numbers.

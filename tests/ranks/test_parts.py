@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from polaris_fast.config import Config
+from polaris_fast.device import choose_device
 from polaris_fast.packing import RowCost, plan_rounds
 from polaris_fast.ranks import World, join_world
 from polaris_fast.ranks.channel import Channel
-from polaris_fast.ranks.parts import choose_device
 from polaris_fast.ranks.rollouts import share_requests
 from polaris_fast.ranks.slots import SharedSlots
 from polaris_fast.ranks.streams import Abandoned, Inbox, Outbox
@@ -88,7 +88,7 @@ def _device_on_rank(
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.distributed, "init_process_group", backends.append)
     with join_world() as world:
-        return backends[0], choose_device(Config(**settings), world)
+        return backends[0], choose_device(Config(**settings), world.local_rank)
 
 
 def test_a_rank_without_a_gpu_of_its_own_says_what_to_do(
