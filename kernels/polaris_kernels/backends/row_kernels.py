@@ -41,59 +41,12 @@ class RowKernels(Protocol):
     ) -> None:
         """As `triton_launch.row_gradients`."""
 
-    def takes_rule(self, logits: Tensor, out: Tensor) -> bool:
-        """True where `both` exists for these rows."""
-
-    def both(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        scaling: Scaling,
-        state: RowState,
-        rule: RowRule,
-        out: Tensor,
-    ) -> None:
-        """Fill `state` and `out` in one pass. Arguments as of the two others."""
-
 
 class TritonRows:
     """Two reads of a row."""
 
-    def statistics(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        scaling: Scaling,
-        out: RowState,
-        kept: Tensor | None = None,
-    ) -> None:
-        triton_launch.row_statistics(logits, targets, scaling, out, kept)
-
-    def gradients(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        scaling: Scaling,
-        state: RowState,
-        gradients: TokenGradients,
-        out: Tensor,
-        index: Tensor | None = None,
-    ) -> None:
-        triton_launch.row_gradients(logits, targets, scaling, state, gradients, out, index)
-
-    def takes_rule(self, logits: Tensor, out: Tensor) -> bool:
-        return False
-
-    def both(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        scaling: Scaling,
-        state: RowState,
-        rule: RowRule,
-        out: Tensor,
-    ) -> None:
-        raise NotImplementedError("Triton's kernels read a row twice")
+    statistics = staticmethod(triton_launch.row_statistics)
+    gradients = staticmethod(triton_launch.row_gradients)
 
 
 class CudaRows:
@@ -147,6 +100,7 @@ class CudaRows:
         del keep, keep_too
 
     def takes_rule(self, logits: Tensor, out: Tensor) -> bool:
+        """True where `both` reads these rows."""
         return cuda.takes(logits, out)
 
     def both(
@@ -158,6 +112,7 @@ class CudaRows:
         rule: RowRule,
         out: Tensor,
     ) -> None:
+        """Fill `state` and `out` in one pass. Arguments as of the two others."""
         with torch.cuda.device_of(logits):
             given, keep = cuda.describe_logits(logits, targets, scaling, None)
             made, keep_too = cuda.describe_rule(rule)

@@ -29,7 +29,7 @@ from ..problem import HeadProblem
 from . import triton_gemm as gemm
 from .base import Coefficients, HeadGradients, Statistics, Wanted
 from .chunks import add_rounding_once, rows_with_gradient
-from .row_kernels import RowKernels, TritonRows
+from .row_kernels import CudaRows, RowKernels, TritonRows
 from .triton_launch import RowState, Scaling, check_device, narrow_view, padded_width
 from .triton_logits import TritonLogitsPass
 
@@ -181,12 +181,15 @@ class TritonBackend:
         """dz (C, V) and `state[tokens]` by one kernel; None where it takes two."""
         s = buffer[: tokens.stop - tokens.start, : problem.vocab_size]
         dz = narrow_view(s, problem.weight.dtype)
-        # the rule itself costs a few launches
-        if not self.kernels.takes_rule(s, dz) or (rule := rule_of(tokens)) is None:
+        kernels = self.kernels
+        if not isinstance(kernels, CudaRows) or not kernels.takes_rule(s, dz):
+            return None
+        rule = rule_of(tokens)  # costs a few launches
+        if rule is None:
             return None
         gemm.logits_into(problem.hidden[tokens], problem.weight, s)
         targets = problem.targets[tokens]
-        self.kernels.both(s, targets, scaling[tokens], state[tokens], rule, dz)
+        kernels.both(s, targets, scaling[tokens], state[tokens], rule, dz)
         return dz
 
     def _chunks(self, problem: HeadProblem) -> list[slice]:
