@@ -68,7 +68,7 @@ def _times(axes: Axes, entries: Sequence[dict[str, Any]]) -> None:
     axes.xaxis.set_minor_formatter("")
     axes.set_yticks(places, _names(entries))
     axes.set_xlabel("time over the floor, log scale (dots p50, whiskers p20 to p80)", fontsize=7)
-    _quiet(axes)
+    _quiet(axes, len(entries))
 
 
 def _memory(axes: Axes, entries: Sequence[dict[str, Any]]) -> None:
@@ -79,7 +79,7 @@ def _memory(axes: Axes, entries: Sequence[dict[str, Any]]) -> None:
     axes.set_xlim(0, 1.2 * max([*sizes, 1.0]))
     axes.set_xlabel("peak extra memory (MiB)", fontsize=7)
     axes.set_yticklabels([])
-    _quiet(axes)
+    _quiet(axes, len(entries))
 
 
 def _names(entries: Sequence[dict[str, Any]]) -> list[str]:
@@ -91,6 +91,7 @@ def _colours(entries: Sequence[dict[str, Any]]) -> list[str]:
     return [kinds.get(e["provider"].split()[0], _PEER) for e in entries]
 
 
-def _quiet(axes: Axes) -> None:
+def _quiet(axes: Axes, num_rows: int) -> None:
+    axes.set_ylim(-0.6, num_rows - 0.4)  # of both panels, so that their rows are level
     axes.tick_params(labelsize=8, length=0)
     axes.spines[["top", "right"]].set_visible(False)
