@@ -22,6 +22,7 @@ from polaris_kernels import (
 from polaris_kernels.backends import ENVIRONMENT_KEY, cuda_library, get_backend
 from polaris_kernels.testing import no_worse_than_torch
 
+from .capture import capture
 from .cases import Head, as_float32, assert_close, grads, make_head, make_rows, reference_loss
 from .row_cases import PARTS, plain
 from .row_cases import make_rows as make_logits
@@ -142,15 +143,7 @@ def test_a_step_of_the_head_is_captured_in_a_graph(name, chunk_bytes):
         out = loss_of(head, rows, spec=spec, chunk_bytes=chunk_bytes, backend=name)
         return out.loss.detach(), *grads(out.loss, head)
 
-    # compiled, probed and with its libraries' buffers made, on a stream as the capture's
-    warm = torch.cuda.Stream()
-    warm.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(warm):
-        step()
-    torch.cuda.current_stream().wait_stream(warm)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = capture(step)
     with torch.no_grad():
         head.hidden.mul_(0.5)
     graph.replay()

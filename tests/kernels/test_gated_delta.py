@@ -23,6 +23,8 @@ from polaris_kernels.gated_delta.reference import (
 )
 from polaris_kernels.testing import error_sizes, no_worse_than_torch
 
+from .capture import capture
+
 pytest.importorskip("triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -335,14 +337,7 @@ def test_on_a_gpu_forward_and_backward_are_captured_in_a_graph():
     inputs = [x.bfloat16().cuda() for x in make_inputs(300, 4, 2, 128, 128)]
     table = RowChunks.from_lengths((200, 100), "cuda")
     step = lambda: run(lambda *x: gated_delta_rule(*x, table), inputs)
-    warm = torch.cuda.Stream()
-    warm.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(warm):
-        step()
-    torch.cuda.current_stream().wait_stream(warm)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = capture(step)
     inputs[2].mul_(0.5)
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True))
