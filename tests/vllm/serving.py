@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -19,6 +23,9 @@ from polaris_fast.rollout.vllm.engine import VLLMEngine, open_vllm
 from polaris_fast.rollout.vllm.fleet import Fleet
 
 VOCAB = 512
+PACE_FILE = "POLARIS_TEST_PACE_FILE"  # see pace.py, which needs vLLM to be imported
+REPOSITORY = Path(__file__).parents[2]
+SLOW_S = 0.2  # a token, where a test must act before rows end: a long row takes minutes
 
 
 def vllm_config(**vllm: Any) -> Config:
@@ -57,6 +64,32 @@ class Serving:
         self.engine.generate(requests, params, done.__setitem__)
         return [done[n] for n in range(len(prompts))]
 
+    @contextmanager
+    def slowly(self) -> Iterator[Callable[[], None]]:
+        """Rows take `SLOW_S` a token on all servers, in here and until what it yields is called."""
+        pace = self.log_dir / "pace"
+        pace.write_text(str(SLOW_S))
+        let_go = partial(pace.unlink, missing_ok=True)
+        try:
+            yield let_go
+        finally:
+            let_go()
+
+    def counted(self, name: str, number: int = 0) -> float:
+        """One of a server's own metrics."""
+        client = self.engine.fleet.clients[number]
+
+        async def ask() -> str:
+            async with client._session.get(client.base_url + "/metrics") as response:
+                return await response.text()
+
+        lines = self.engine.fleet.call(ask()).splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
+
+    def num_drawn(self, number: int = 0) -> float:
+        """How many tokens a server has drawn since it started."""
+        return self.counted("vllm:generation_tokens_total", number)
+
     @torch.no_grad()
     def logps(self, prompt: list[int], completion: list[int], temperature: float = 1.0) -> Any:
         """(tokens,) the trainer's own log-probs of a completion, by a plain forward."""
@@ -72,6 +105,14 @@ class Serving:
             weight.add_(torch.randn(weight.shape, generator=generator) * scale)
 
 
+def wait_until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
+    """Return once `condition()` holds."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
 def save_tiny(folder: Path) -> Any:
     """A tiny Qwen3 whose predictions are far from uniform, saved for a server."""
     model = tiny_model("qwen3", vocab_size=VOCAB, initializer_range=0.1)
@@ -83,8 +124,13 @@ def save_tiny(folder: Path) -> Any:
 def serve(folder: Path, **vllm: Any) -> Iterator[Serving]:
     """Launch servers for a tiny model in `folder`; they hold version 1 when this enters."""
     model = prepare_model(save_tiny(folder / "model"))
-    config = vllm_config(**vllm)
-    fleet = Fleet(config, str(folder / "model"), log_dir=folder, backend="gloo")
+    config = vllm_config(extra_args=["--logits-processors", "tests.vllm.pace:Pace"], **vllm)
+    seen_by_servers = {
+        PACE_FILE: str(folder / "pace"),
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+    }
+    with mock.patch.dict(os.environ, seen_by_servers):
+        fleet = Fleet(config, str(folder / "model"), log_dir=folder, backend="gloo")
     engine = open_vllm(config, fleet, lambda: whole_state(model), model.device)
     try:
         serving = Serving(model, engine, folder)

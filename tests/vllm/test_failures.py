@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import signal
-import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,64 +16,33 @@ from polaris_fast.rollout import Completion, RolloutRequest, SamplingParams
 from polaris_fast.rollout.vllm.errors import ServerError
 from polaris_fast.rollout.vllm.fleet import Fleet
 
-from .serving import Serving, save_tiny, serve, vllm_config
+from .serving import Serving, save_tiny, serve, vllm_config, wait_until
 
 LONG, NUM_ROWS = SamplingParams(max_completion_length=500), 64
-# A busy server answers no question before its rows have ended, so it is not asked whether it has
-# begun: something is done to it after so many seconds, and later again if that was too early.
-PATIENCE = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 class Stop(Exception):
     pass
 
 
-def counted(serving: Serving, name: str, number: int = 0) -> float:
-    """One of a server's own metrics."""
-    client = serving.engine.fleet.clients[number]
-
-    async def ask() -> str:
-        async with client._session.get(client.base_url + "/metrics") as response:
-            return await response.text()
-
-    lines = serving.engine.fleet.call(ask()).splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
-
-
-def num_running(serving: Serving, number: int = 0) -> float:
-    return counted(serving, "vllm:num_requests_running", number)
-
-
-def wait_until(condition: Any, limit_s: float = 20.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
-def start_and_stop(serving: Serving, after_s: float = 1.0) -> None:
-    """Begin many long rows and give up before the first has ended."""
-    begun = time.monotonic()
+def start_and_stop(serving: Serving) -> None:
+    """Begin many long rows and give up when the first tokens are drawn."""
+    before = serving.num_drawn()
 
     def stop(alive: int) -> None:
-        if time.monotonic() - begun > after_s:
+        if serving.num_drawn() > before:
             raise Stop
 
     requests = [RolloutRequest((1, 2, 3), seed) for seed in range(NUM_ROWS)]
-    with pytest.raises(Stop):
+    with serving.slowly(), pytest.raises(Stop):
         serving.engine.generate(requests, LONG, lambda n, row: None, stop)
 
 
 def test_a_stop_ends_the_rows_on_the_server(serving: Serving) -> None:
-    before = counted(serving, "vllm:generation_tokens_total")
-    drawn = 0.0
-    for after_s in PATIENCE:
-        start_and_stop(serving, after_s)
-        wait_until(lambda: num_running(serving) == 0)
-        drawn = counted(serving, "vllm:generation_tokens_total") - before
-        if drawn:
-            break
-    assert 0 < drawn < NUM_ROWS * LONG.max_completion_length
+    before = serving.num_drawn()
+    start_and_stop(serving)
+    wait_until(lambda: serving.counted("vllm:num_requests_running") == 0)
+    assert 0 < serving.num_drawn() - before < NUM_ROWS * LONG.max_completion_length
     short = SamplingParams(max_completion_length=4)
     assert len(serving.write([[5, 6]], short)[0].completion_ids) == 4
 
@@ -89,18 +57,24 @@ def test_an_update_right_after_a_stop_is_sound(serving: Serving) -> None:
     assert row.rollout_logps == pytest.approx(expected, abs=1e-4)
 
 
-def kill_while_it_writes(serving: Serving, number: int = 0) -> Any:
-    """An `on_token` that kills a server, once, while rows that take seconds are on it."""
-    process, begun, killed = serving.engine.fleet.launched[number]._process, time.monotonic(), False
+def write_and_kill(
+    serving: Serving, on_finish: Callable[[int, Completion], None], number: int
+) -> None:
+    """Long rows on all servers; one server is killed when it has drawn its first tokens."""
+    before, killed = serving.num_drawn(number), False
+    process = serving.engine.fleet.launched[number]._process
 
-    def look(alive: int) -> None:
-        nonlocal killed
-        if not killed and time.monotonic() - begun > 0.5:
-            assert alive == NUM_ROWS, "rows ended before the server could be killed"
-            os.killpg(process.pid, signal.SIGKILL)
-            killed = True
+    with serving.slowly() as let_go:
 
-    return look
+        def look(alive: int) -> None:
+            nonlocal killed
+            if not killed and serving.num_drawn(number) > before:
+                os.killpg(process.pid, signal.SIGKILL)
+                killed = True
+                let_go()
+
+        requests = [RolloutRequest((1, 2, seed // 16), seed) for seed in range(NUM_ROWS)]
+        serving.engine.generate(requests, LONG, on_finish, look)
 
 
 def test_a_killed_server_comes_back_and_all_rows_are_written_once(tmp_path: Path) -> None:
@@ -113,8 +87,7 @@ def test_a_killed_server_comes_back_and_all_rows_are_written_once(tmp_path: Path
             assert index not in rows, "a row ended twice"
             rows[index] = row
 
-        requests = [RolloutRequest((1, 2, seed // 16), seed) for seed in range(NUM_ROWS)]
-        serving.engine.generate(requests, LONG, finish, kill_while_it_writes(serving, number=1))
+        write_and_kill(serving, finish, number=1)
         assert sorted(rows) == list(range(NUM_ROWS))
         assert serving.engine.num_revivals == 1
         for index in (0, NUM_ROWS - 1):  # of both servers
@@ -129,28 +102,23 @@ def test_a_killed_server_comes_back_and_all_rows_are_written_once(tmp_path: Path
         # a server that is lost once too often ends the run, in the words of its log
         serving.engine.num_revivals = serving.engine.settings.max_restarts
         with pytest.raises(ServerError, match=r"ended by signal 9; its log .*vllm-1\.log"):
-            serving.engine.generate(
-                requests, LONG, lambda n, row: None, kill_while_it_writes(serving, number=1)
-            )
+            write_and_kill(serving, lambda n, row: None, number=1)
 
 
 def test_rows_in_flight_go_on_with_the_new_weights(serving: Serving) -> None:
     """What came before the update is by the old weights, what follows by the new ones."""
     prompt = (7, 8, 9)
     requests = [RolloutRequest(prompt, seed) for seed in range(8)]
-    for seed, after_s in enumerate(PATIENCE, start=11):
-        first = serving.version
-        written: dict[int, Completion] = {}
-        with ThreadPoolExecutor(1) as pool:
-            writing = pool.submit(serving.engine.generate, requests, LONG, written.__setitem__)
-            time.sleep(after_s)
-            old = copy.deepcopy(serving.model)
-            serving.disturb(seed)
-            serving.sync()
-            writing.result()
-        mixed = [row for row in written.values() if len(row.versions) == 2]
-        if mixed:
-            break
+    first, drawn, old = serving.version, serving.num_drawn(), copy.deepcopy(serving.model)
+    written: dict[int, Completion] = {}
+    with serving.slowly() as let_go, ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(serving.engine.generate, requests, LONG, written.__setitem__)
+        wait_until(lambda: serving.num_drawn() >= drawn + 2 * len(requests))
+        serving.disturb(seed=11)
+        serving.sync()
+        let_go()
+        writing.result()
+    mixed = [row for row in written.values() if len(row.versions) == 2]
     assert mixed, "no row was in flight"
     for row in mixed:
         before, after = row.versions
