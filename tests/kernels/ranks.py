@@ -157,6 +157,35 @@ def the_loss_and_its_gradients(ranks: Ranks) -> None:
 
 
 @check
+def a_shard_of_banned_ids_alone(ranks: Ranks) -> None:
+    """Rows that pad the vocabulary may fill a whole shard; the loss is that of the other ids."""
+    spec = LossSpec(beta=0.1, entropy_coef=0.05)
+    kept = sum(SIZES[:2])
+    drawn = make_head(N, D, V, bias=True)
+    whole = replace(drawn, targets=drawn.targets % kept)
+    rows = make_rows(whole)
+    with torch.no_grad():
+        whole.bias[kept:] = -torch.inf
+    rest = replace(
+        whole,
+        weight=whole.weight.detach()[:kept].clone().requires_grad_(),
+        bias=whole.bias.detach()[:kept].clone().requires_grad_(),
+    )
+    exact = reference_loss(rest, rows, spec)
+    expected = gradients_of(exact, rest)
+    for backend in ("torch", "native"):
+        mine = ranks.shard(whole)
+        given = {"backend": backend, "chunk_bytes": FEW_ROWS, "vocab": ranks.vocab}
+        found = loss_of(mine, rows, spec=spec, **given)
+        assert_close(found.loss, exact)
+        made = gradients_of(found.loss, mine)
+        assert_close(made[0], expected[0])
+        for gradient, of_rest in zip(made[1:], expected[1:], strict=True):
+            assert_close(gradient, of_rest[ranks.rows] if ranks.rank < 2 else 0 * gradient)
+            assert gradient.isfinite().all()
+
+
+@check
 def a_callback(ranks: Ranks) -> None:
     whole = make_head(N, D, V)
     rows = make_rows(whole)

@@ -25,6 +25,8 @@ from ..vocab_parallel import VocabParallel
 from .base import Coefficients, HeadBackend, HeadGradients, Statistics, Wanted
 from .chunks import add_rounding_once, even_slices
 
+_ALL_BUT_BANNED = -1e30  # its exponential is 0 beside any other, and products with it are finite
+
 
 class ShardedBackend:
     """`inner` on this rank's shard; problems carry the shard's weight and global targets."""
@@ -104,7 +106,10 @@ class ShardedBackend:
         size = problem.vocab_size
         owned = (column >= 0) & (column < size)
         local = replace(
-            problem, targets=column.clamp(0, size - 1), hidden_grad_dtype=problem.acc_dtype
+            problem,
+            targets=column.clamp(0, size - 1),
+            bias=None if problem.bias is None else _never_all_banned(problem.bias),
+            hidden_grad_dtype=problem.acc_dtype,
         )
         return local, owned
 
@@ -213,6 +218,14 @@ class _Sums:
         assert self.hidden is not None
         self.hidden[tokens].copy_(total)
         self._pending = None
+
+
+def _never_all_banned(bias: Tensor) -> Tensor:
+    """A bias that bans every id of the shard made finite: a softmax of nothing is nan.
+
+    Its share of the whole stays exactly 0.
+    """
+    return torch.where(bias.isneginf().all(), torch.full_like(bias, _ALL_BUT_BANNED), bias)
 
 
 def _cut(problem: HeadProblem, tokens: slice) -> HeadProblem:
