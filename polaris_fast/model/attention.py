@@ -10,7 +10,9 @@ Softcapping and attention sinks are not handled: the parity probe refuses such m
 
 from __future__ import annotations
 
-from functools import cache
+import inspect
+from collections.abc import Callable
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -168,12 +170,21 @@ def varlen_attention(
             f"varlen_attention: torch_varlen has no dropout, got {dropout}; "
             "install flash-attn or set the model's attention_dropout to 0"
         )
-    from torch.nn.attention.varlen import varlen_attn
-
-    grouped = q.shape[1] != k.shape[1]
-    out = varlen_attn(q, k, v, *lengths, scale=scale, window_size=window_size, enable_gqa=grouped)
+    out = _torch_varlen()(q, k, v, *lengths, scale=scale, window_size=window_size)
     assert isinstance(out, Tensor)  # a tuple only when return_aux asks for one
     return out
+
+
+@cache
+def _torch_varlen() -> Callable[..., Any]:
+    """torch's own varlen attention, for fewer key heads than query heads.
+
+    torch 2.11 takes such heads unasked and has no word for it; later versions want to be told.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    told = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return partial(varlen_attn, enable_gqa=True) if told else varlen_attn
 
 
 def _grouped_sdpa(

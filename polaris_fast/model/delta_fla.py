@@ -2,10 +2,10 @@
 
 Shapes: T packed tokens, H key heads, G value heads per key head, K key head dim, V value head dim.
 
-flash-linear-attention's backward has been wrong on Hopper with some versions of Triton (its issues
-640 and 983, Triton 3.4 to 3.7.0) without a message. So before its first use on a device, forward
-and all five gradients of a few short rows are held to the plain torch rule in fp32; where they
-fail, other kernels run, which the log says.
+flash-linear-attention's backward is wrong on Hopper with some versions of Triton (its issues 640
+and 983), and was so without a message. There it is not tried. Elsewhere, before its first use on a
+device, forward and all five gradients of a few short rows are held to the plain torch rule in fp32;
+where they fail, other kernels run, which the log says.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from polaris_fast.model.delta_rule import packed_gated_delta_rule
@@ -28,6 +31,8 @@ Rule = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, PackedLayout], Tensor]
 # rows shorter and longer than fla's chunks of 64, and the head sizes of the Qwen3.5 models
 PROBE_LENGTHS = (70, 1, 129, 64)
 _KEY_HEADS, _GROUP, _HEAD_DIM = 2, 2, 128
+# of Triton, on Hopper: what fla itself says since its version 0.6
+_FIRST_WRONG, _FIRST_CURED = Version("3.4.0"), Version("3.7.1")
 # bf16 kernels show about 5e-3; the known faults are around 1
 TOLERANCE = 3e-2
 _NAMES = ("output", "d q", "d k", "d v", "d g", "d beta")
@@ -64,7 +69,25 @@ def fla_conv() -> Any:
 @cache
 def fla_is_right(device: torch.device) -> bool:
     """Whether fla's kernels pass the probe on this device; asked once, and logged when not."""
+    if (fault := known_fault(device)) is not None:
+        log.warning("fla is not used on %s: %s", device, fault)
+        return False
     return rule_is_right("fla", fla_gated_delta_rule, device)
+
+
+def known_fault(device: torch.device) -> str | None:
+    """Why fla's kernels need not be tried on this device, or None."""
+    if device.type != "cuda":
+        return "its kernels need a GPU"
+    triton = Version(metadata.version("triton"))
+    has_other_backward = find_spec("tilelang") is not None
+    on_hopper = torch.cuda.get_device_capability(device)[0] == 9
+    if on_hopper and _FIRST_WRONG <= triton < _FIRST_CURED and not has_other_backward:
+        return (
+            f"its backward is wrong on Hopper with Triton {triton}; Triton {_FIRST_CURED} or "
+            "tilelang cures it"
+        )
+    return None
 
 
 def rule_is_right(name: str, rule: Rule, device: torch.device) -> bool:

@@ -6,11 +6,14 @@ right one by name.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any, Literal
 
 import torch
+
+log = logging.getLogger("polaris_fast")
 
 Kind = Literal["attention", "delta_net"]
 Clock = Callable[[Callable[[], Any]], float]
@@ -33,7 +36,7 @@ def choose(kind: Kind, name: str | None) -> None:
 
 
 def median_times(calls: Mapping[str, Callable[[], Any]], clock: Clock) -> dict[str, float]:
-    """Median milliseconds of each call, which take turns; one that fails is left out.
+    """Median milliseconds of each call, which take turns; one that fails is logged and left out.
 
     The first round compiles and is not counted.
     """
@@ -42,7 +45,9 @@ def median_times(calls: Mapping[str, Callable[[], Any]], clock: Clock) -> dict[s
         for name in list(samples):
             try:
                 ms = clock(calls[name])
-            except RuntimeError:  # of memory or of a launch: not a kernel for this shape
+            except Exception as error:
+                # of memory, of a launch, of Triton's compiler: not a kernel for this shape
+                log.warning("%s fails on the run's longest row: %s", name, error)
                 del samples[name]
                 continue
             if round_:

@@ -176,7 +176,11 @@ def _pick(
     calls = {name: partial(with_gradients, rule, inputs, layout) for name, rule in rules.items()}
     times = median_times(calls, clock)
     if not times:
-        raise RuntimeError(f"packing.{kind}: every kernel failed on {layout.num_tokens} tokens")
+        raise UserError(
+            f"packing.{kind}: none of {', '.join(rules)} runs on a row of {layout.num_tokens} "
+            "tokens, for the reasons logged above; shorten max_completion_length, or free memory "
+            "on the GPU"
+        )
     return Choice(min(times, key=lambda name: times[name]), times)
 
 

@@ -2,9 +2,10 @@
 
 Shapes: T packed tokens, D hidden.
 
-The reference is transformers' own plain forward of one row, without packing. A leak through
-attention, through a recurrent state or through a convolution shows in the first tokens of every
-row but the first; a wrong backward shows in the gradient of the input embeddings.
+The reference is transformers' own plain forward of one row, without packing; where that would run
+on kernels of fla that are wrong on this device, the project's plain torch rule on one row. A leak
+through attention, through a recurrent state or through a convolution shows in the first tokens of
+every row but the first; a wrong backward shows in the gradient of the input embeddings.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from polaris_fast.model.delta_fla import fla_is_right
+from polaris_fast.model.delta_net import PackedDeltaNet
+from polaris_fast.model.kernel_choice import choose, chosen
 from polaris_fast.model.packed import packed_hidden_states
 from polaris_fast.packing import pack_rows
 
@@ -85,11 +90,12 @@ def check_packing(model: Any, *, seed: int = 0, tolerance: float | None = None) 
             raise PackingLeak(
                 f"{name} does not take packed rows ({error}); use a Qwen3.5, Qwen3 or Llama model"
             ) from error
+        reference = _by_torch_rule if _runs_on_wrong_kernels(model) else _plain
         parts = list(zip(rows, embeds.split(batch.layout.lengths), strict=True))
         outs = (
             together,
             torch.cat([_packed_alone(model, row, part) for row, part in parts]),
-            torch.cat([_plain(model, part) for _, part in parts]),
+            torch.cat([reference(model, row, part) for row, part in parts]),
         )
         grads = [torch.autograd.grad(out, embeds, upstream)[0] for out in outs]
     report = ParityReport(
@@ -115,9 +121,26 @@ def _packed_alone(model: Any, row: _ProbeRow, embeds: Tensor) -> Tensor:
     return packed_hidden_states(model, pack_rows([row], embeds.device), inputs_embeds=embeds)
 
 
-def _plain(model: Any, embeds: Tensor) -> Tensor:
+def _plain(model: Any, _: _ProbeRow, embeds: Tensor) -> Tensor:
     """(T, D) through transformers' forward of one row, without packing."""
     return model.get_decoder()(inputs_embeds=embeds[None], use_cache=False).last_hidden_state[0]
+
+
+def _by_torch_rule(model: Any, row: _ProbeRow, embeds: Tensor) -> Tensor:
+    """(T, D) through the packed forward of one row, delta nets by the plain torch rule."""
+    before = chosen("delta_net")
+    choose("delta_net", "torch")
+    try:
+        return _packed_alone(model, row, embeds)
+    finally:
+        choose("delta_net", before)
+
+
+def _runs_on_wrong_kernels(model: Any) -> bool:
+    """Whether transformers' own delta nets would call fla where it is wrong: they do not ask."""
+    if find_spec("fla") is None or not any(isinstance(m, PackedDeltaNet) for m in model.modules()):
+        return False
+    return not fla_is_right(model.get_input_embeddings().weight.device)
 
 
 def _probe_rows(vocab_size: int, seed: int) -> list[_ProbeRow]:

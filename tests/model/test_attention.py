@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch.nn.attention import varlen
 
+from polaris_fast.model import attention
 from polaris_fast.model.attention import attention_backend, register_attention, varlen_attention
 from polaris_fast.model.layout import PackedLayout
 
@@ -50,6 +52,28 @@ def test_groups_hold_every_row_once_and_waste_little():
     assert [length for _, length in plan.groups] == [130, 64]
     tokens = plan.regroup(1).source[plan.regroup(1).slot]
     assert tokens.tolist() == list(range(sum(lengths)))
+
+
+def of_2_11(query, key, value, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+    return query * key.shape[1]
+
+
+def of_later(
+    query, key, value, cu_q, cu_k, max_q, max_k, *,
+    scale=None, window_size=(-1, -1), enable_gqa=False,
+):  # fmt: skip
+    assert enable_gqa
+    return query * key.shape[1]
+
+
+@pytest.mark.parametrize("torchs_own", [of_2_11, of_later])
+def test_torchs_varlen_attention_is_called_in_the_way_of_its_version(monkeypatch, torchs_own):
+    attention._torch_varlen.cache_clear()
+    monkeypatch.setattr(varlen, "varlen_attn", torchs_own)
+    q, k = torch.ones(5, 4, 8), torch.ones(5, 2, 8)
+    layout = PackedLayout.from_lengths((2, 3))
+    assert varlen_attention(q, k, k, layout, backend="torch_varlen").equal(q * 2)
+    attention._torch_varlen.cache_clear()
 
 
 def test_backend_by_device_and_dtype():

@@ -14,7 +14,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def forget():
+def forget(monkeypatch, request):
+    """No answer is kept, and the CPU stands in for a GPU without known faults."""
+    if "known" not in request.function.__name__:
+        monkeypatch.setattr(delta_fla, "known_fault", lambda device: None)
     fla_is_right.cache_clear()
     yield
     fla_is_right.cache_clear()
@@ -66,6 +69,31 @@ def test_nan_and_failures_are_wrong_too(monkeypatch, caplog):
     monkeypatch.setattr(delta_fla, "fla_gated_delta_rule", fails)
     assert not fla_is_right(CPU)
     assert "PTX of another age" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("capability", "triton", "tilelang", "is_tried"),
+    [
+        ((9, 0), "3.6.0", False, False),
+        ((9, 0), "3.7.0", False, False),
+        ((9, 0), "3.7.1", False, True),
+        ((9, 0), "3.3.1", False, True),
+        ((9, 0), "3.6.0", True, True),
+        ((10, 0), "3.6.0", False, True),
+    ],
+)
+def test_a_known_fault_is_not_tried(monkeypatch, caplog, capability, triton, tilelang, is_tried):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(delta_fla.metadata, "version", {"triton": triton}.__getitem__)
+    monkeypatch.setattr(delta_fla, "find_spec", lambda name: object() if tilelang else None)
+    tried = []
+    monkeypatch.setattr(delta_fla, "rule_is_right", lambda *asked: tried.append(asked) or True)
+    assert fla_is_right(torch.device("cuda", 0)) == bool(tried) == is_tried
+    assert ("wrong on Hopper with Triton" in caplog.text) != is_tried
+
+
+def test_a_cpu_is_known_not_to_run_it():
+    assert not fla_is_right(CPU)
 
 
 def test_a_device_that_fails_keeps_torch(monkeypatch):

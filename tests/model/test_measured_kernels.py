@@ -102,9 +102,14 @@ def test_the_cpu_refuses_kernels_of_gpus(name):
         measure_kernels(SHAPES, CPU, BF16, 70, asked=AUTO | {"delta_net": name})
 
 
-def test_the_first_round_and_failed_calls_do_not_count():
+class OutOfResources(Exception):
+    """Triton's errors are no RuntimeErrors."""
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, OutOfResources])
+def test_the_first_round_and_failed_calls_do_not_count(kind, caplog):
     def late():
-        raise RuntimeError("out of memory")
+        raise kind("out of memory")
 
     times = iter([100.0, 5.0, 1.0, 4.0, 3.0, 2.0])
 
@@ -112,6 +117,15 @@ def test_the_first_round_and_failed_calls_do_not_count():
         return call() or next(times)
 
     assert median_times({"late": late, "fine": lambda: None}, clock) == {"fine": 3.0}
+    assert caplog.messages == ["late fails on the run's longest row: out of memory"]
+
+
+def test_a_row_that_no_kernel_can_take_is_refused(three_kernels):
+    def clock(call):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(UserError, match=r"packing.attention: none of flash_attn, .* 70 tokens"):
+        measure_kernels(SHAPES, CPU, BF16, 70, asked=AUTO, clock=clock)
 
 
 def test_delta_kernels_come_in_order_and_only_when_right(monkeypatch):

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from polaris_fast.model import delta_net, parity
 from polaris_fast.model.delta_net import PackedConv1d, unhook_delta_net
+from polaris_fast.model.layout import PackedLayout
 from polaris_fast.model.packed import install_packing
 from polaris_fast.model.parity import PackingLeak, ParityReport, check_packing
 from polaris_fast.model.tiny import tiny_model
@@ -24,6 +26,24 @@ def test_the_probe_leaves_the_model_as_it_was():
     check_packing(model)
     assert model.training
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_where_transformers_runs_on_wrong_kernels_it_is_no_reference(monkeypatch, dtype):
+    """fla is installed, and wrong on this device: transformers would call it all the same."""
+    model = install_packing(tiny_model("qwen3_5", dtype=dtype, initializer_range=0.1))
+    monkeypatch.setattr(parity, "find_spec", lambda name: object())
+    monkeypatch.setattr(parity, "fla_is_right", lambda device: False)
+    monkeypatch.setattr(parity, "_plain", lambda *x: pytest.fail("fla was called"))
+    assert check_packing(model).passed
+
+    def leaky(q, k, v, g, beta, layout):
+        return rule(q, k, v, g, beta, PackedLayout.from_lengths((layout.num_tokens,)))
+
+    rule = delta_net.packed_gated_delta_rule
+    monkeypatch.setattr(delta_net, "packed_gated_delta_rule", leaky)
+    with pytest.raises(PackingLeak):
+        check_packing(model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -47,9 +67,6 @@ def test_a_leak_through_the_convolution_alone_is_refused(monkeypatch):
 
 
 def test_a_leak_through_the_state_alone_is_refused(monkeypatch):
-    from polaris_fast.model import delta_net
-    from polaris_fast.model.layout import PackedLayout
-
     def leaky(q, k, v, g, beta, layout):
         return rule(q, k, v, g, beta, PackedLayout.from_lengths((layout.num_tokens,)))
 
