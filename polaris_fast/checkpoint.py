@@ -30,6 +30,7 @@ class TrainerState:
     step: int  # optimizer steps done
     prompt_cursor: int  # prompts drawn from the data order
     num_tokens: int  # completion tokens generated so far
+    kind: str = "grpo"  # of the run; optimizer state and data order are of one kind
 
 
 def save_checkpoint(
@@ -118,7 +119,8 @@ def find_checkpoint(path: Path) -> Path:
 def load_state(checkpoint: Path) -> TrainerState:
     """The trainer's part of a verified checkpoint; what earlier versions kept beside it is left."""
     stored = json.loads((checkpoint / _STATE).read_text())
-    return TrainerState(**{field.name: stored[field.name] for field in fields(TrainerState)})
+    known = {field.name for field in fields(TrainerState)}
+    return TrainerState(**{name: value for name, value in stored.items() if name in known})
 
 
 def _verify(checkpoint: Path) -> None:

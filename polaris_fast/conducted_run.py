@@ -23,21 +23,28 @@ from .ranks.conductor import Conductor
 from .ranks.parts import check_engine
 from .report import write_report
 from .run_folder import (
+    CONFIG_FILE,
     check_same_run,
     check_unused,
     choose_run_dir,
     forget_after,
     open_run,
+    read_summary,
+    write_config,
     write_summary,
 )
 from .slots import Slots
 from .stopping import StopFlag, StopRequested
 from .types import UserError
 
+_COMMANDS = {"grpo": "train", "sft": "sft"}
+
 
 class ConductedRun(ABC):
     """One run, conducted by rank 0; see `session.Run`."""
 
+    kind: str
+    """as in `TrainerState`"""
     slots: Slots
     tokenizer: Any
     total_steps: int
@@ -53,9 +60,13 @@ class ConductedRun(ABC):
     def run(self) -> str:
         """Train; returns "finished" or "interrupted". The report is written either way."""
         started = time.time()
+        if self.checkpoint is not None and self.checkpoint.resolve().parent == self.run_dir:
+            started -= read_summary(self.run_dir).get("wall_s", 0.0)
         with ExitStack() as stack:
             self._open_sources(stack)
-            open_run(self.run_dir, self.config)
+            open_run(self.run_dir)
+            if not (self.run_dir / CONFIG_FILE).is_file():  # a resumed run's stays until it goes on
+                write_config(self.run_dir, self.config)
             settings = self.config.model_dump(mode="json")
             self.log = stack.enter_context(
                 MetricsLog(self.run_dir, self.config.report_to, self.config.run_name, settings)
@@ -129,16 +140,25 @@ class ConductedRun(ABC):
         self.run_dir = choose_run_dir(self.config, self.checkpoint)
         if self.checkpoint is None:
             check_unused(self.run_dir)
-            self.state = TrainerState(step=0, prompt_cursor=0, num_tokens=0)
+            self.state = TrainerState(step=0, prompt_cursor=0, num_tokens=0, kind=self.kind)
         else:
             check_same_run(self.config, self.checkpoint)
             self.state = load_state(self.checkpoint)
+            if self.state.kind != self.kind:
+                raise UserError(
+                    f"resume_from_checkpoint: {self.checkpoint} is of a run of polaris "
+                    f"{_COMMANDS[self.state.kind]}, its optimizer and data order are no use to "
+                    f"polaris {_COMMANDS[self.kind]}; start from its weights by "
+                    f"--model_name_or_path {self.checkpoint}, or go on with polaris "
+                    f"{_COMMANDS[self.state.kind]}"
+                )
         self.saved_step = self.state.step
 
     def _go_on(self) -> None:
         """Put aside what the resumed run will do again."""
         if self.checkpoint is None:
             return
+        write_config(self.run_dir, self.config)
         self.log.truncate_after(self.state.step)
         aside = forget_after(self.run_dir, self.state.step)
         self.view.note(f"resumed from {self.checkpoint}")

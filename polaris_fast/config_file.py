@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -38,10 +39,31 @@ def load_config(path: str | Path | None = None, overrides: dict[str, str] | None
         _forget_other_endpoint(tree, section, given)
     for dotted, value in given.items():
         _set(tree, dotted, value)
+    for key in ("model_name_or_path", "resume_from_checkpoint"):
+        tree[key] = _past_links(tree.get(key))
+    return checked_config(tree)
+
+
+def checked_config(tree: dict[str, Any]) -> Config:
+    """The configuration of a tree of keys.
+
+    Raises:
+        UserError: unknown keys or values out of range; names the key, the value and the remedy.
+    """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(_explain(error)) from error
+
+
+def _past_links(path: Any) -> Any:
+    """A folder by its own name: `runs/latest` is another one as soon as this run has begun."""
+    if not isinstance(path, str) or not Path(path).is_dir():
+        return path
+    real = os.path.realpath(path)
+    if real == os.path.abspath(path):
+        return path
+    return real if os.path.isabs(path) else os.path.relpath(real)
 
 
 def names_model(overrides: Mapping[str, str]) -> bool:

@@ -55,7 +55,8 @@ def _body(checkpoint: Path, config: Config, steps: int, num_records: int) -> str
         f"# {config.run_name or run.resolve().name}",
         "",
         "Trained to write stories of a requested length with polaris_fast: GRPO with rewards from "
-        "a judge" + (" and human reference stories." if config.hri.mode != "off" else "."),
+        + ("a function" if config.reward.function else "a judge")
+        + (" and human reference stories." if config.hri.mode != "off" else "."),
         "",
         *_table("Training", _training(config, steps, num_records)),
         *_evaluation(run),

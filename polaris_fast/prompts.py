@@ -107,8 +107,8 @@ class PromptBuilder:
         if limit is not None and len(ids) > limit:
             raise UserError(
                 f"max_completion_length: the human story of record {record.uid!r} has {len(ids)} "
-                f"tokens, the limit is {limit}; raise it or lower "
-                "data.max_target_words"
+                f"tokens, the limit is {limit}; raise it, or leave the record out (training "
+                "records by data.max_target_words)"
             )
         return ids
 

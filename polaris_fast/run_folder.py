@@ -95,13 +95,19 @@ def check_same_run(config: Config, checkpoint: Path) -> None:
             )
 
 
-def open_run(run_dir: Path, config: Config) -> None:
-    """Make the folder, write the resolved configuration, and point `latest` at it."""
+def open_run(run_dir: Path) -> None:
+    """Make the folder, and point `latest` at it."""
     run_dir.mkdir(parents=True, exist_ok=True)
+    _point_latest(run_dir)
+
+
+def write_config(run_dir: Path, config: Config) -> None:
+    """`config.yaml`: the resolved configuration, whole or as it was."""
     # Where it lies and what it goes on from are facts of a command: the folder can be moved.
     written = config.model_copy(update={"resume_from_checkpoint": None, "output_dir": None})
-    (run_dir / CONFIG_FILE).write_text(dump_config(written))
-    _point_latest(run_dir)
+    draft = run_dir / f".{CONFIG_FILE}.partial"
+    draft.write_text(dump_config(written))
+    draft.replace(run_dir / CONFIG_FILE)
 
 
 def forget_after(run_dir: Path, step: int) -> list[str]:
@@ -127,6 +133,15 @@ def forget_after(run_dir: Path, step: int) -> list[str]:
 def write_summary(run_dir: Path, **facts: Any) -> None:
     """`summary.json`: how the run ended."""
     (run_dir / "summary.json").write_text(json.dumps(facts))
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """How the run ended when it last did; empty while it has not."""
+    try:
+        found = json.loads((run_dir / "summary.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _point_latest(run_dir: Path) -> None:

@@ -10,6 +10,7 @@ import math
 import shutil
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,6 @@ from typing import Any
 import torch
 
 from .alarms import AlarmWatch
-from .checkpoint import (
-    TrainerState,
-)
 from .closing_words import closing_words, short_path
 from .conducted_run import ConductedRun
 from .config import Config
@@ -28,6 +26,7 @@ from .data import load_records, split_records, with_thinking
 from .embedded import build_embedded, embedded_tokenizer
 from .evaluate import evaluate
 from .groups import hri_weight
+from .idle_settings import idle_settings
 from .in_flight import read_rows, write_rows
 from .judge import JudgePool, Scorer, open_scorer
 from .judge.canary import CanaryWatch
@@ -60,6 +59,8 @@ def run_training(config: Config) -> int:
 
 class Trainer(ConductedRun):
     """One GRPO run."""
+
+    kind = "grpo"
 
     def __init__(
         self, config: Config, view: Progress, flag: StopFlag, conductor: Conductor
@@ -147,6 +148,8 @@ class Trainer(ConductedRun):
                 f"{len(self.train_records) - self.num_human} of {len(self.train_records)} records "
                 "have no human story to inject; their groups are rollouts only"
             )
+        for text in idle_settings(config, self.train_records, len(self.eval_records)):
+            self.view.warn(text)
         base = self._base_model()
         self.view.phase("loading the model")
         orders = Orders(
@@ -335,7 +338,8 @@ class Trainer(ConductedRun):
 
     def _finish_step(self, result: StepResult) -> None:
         before = self.state
-        self.state = TrainerState(
+        self.state = replace(
+            before,
             step=before.step + 1,
             prompt_cursor=before.prompt_cursor + result.prompts_used,
             num_tokens=before.num_tokens + result.num_tokens,

@@ -64,6 +64,8 @@ def test_a_value_out_of_range_names_key_and_value(key: str, text: str) -> None:
         ({"loss_options.is_cap": "3"}, "is_cap belongs to the key is_cap"),
         ({"loss_options.human_ratio": "luffy"}, "belongs to the key hri.mode"),
         ({"loss_options.dro_beta": "-1"}, "dro_beta=-1.0 is not possible"),
+        ({"loss_options.dro_beta": "null"}, "loss_options.dro_beta: None is no float"),
+        ({"loss_options.kl_cov_ratio": "some"}, "loss_options.kl_cov_ratio: 'some' is no float"),
         ({"loss_type": "cispo"}, "epsilon_high=0.28 .* give 1 or more"),
         ({"is_correction": "token_mask", "is_floor": "3"}, "is_floor=3.0"),
         (
@@ -82,6 +84,23 @@ def test_losses_that_cannot_be_are_refused_at_the_start(
 ) -> None:
     with pytest.raises(UserError, match=message):
         load_config(None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("band_high_min", "2000", r"band_high_min \(2000\) must not exceed band_high_max \(1500"),
+        ("repetition_window_stride", "1001", r"stride \(1001\) must not exceed .*words \(1000\)"),
+    ],
+)
+def test_rewards_that_contradict_themselves_are_refused(key: str, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(None, {f"reward.{key}": text})
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_number() -> None:
+    keys = {"loss_type": "kl_cov", "loss_options": "{kl_cov_ratio: 2e-4}"}
+    assert load_config(None, keys).loss_spec().kl_cov_ratio == 2e-4
 
 
 def test_every_field_of_the_loss_can_be_set() -> None:

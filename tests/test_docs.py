@@ -11,7 +11,8 @@ from polaris_fast.cli import parse_overrides
 from polaris_fast.config_file import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-STARTS = ("polaris_fast.train", "polaris train")
+STARTS = ("polaris_fast.train", "polaris train", "polaris_fast.sft", "polaris sft")
+LAUNCHERS = {"torchrun", "deepspeed"}
 
 
 def indented(page: Path) -> list[str]:
@@ -20,15 +21,15 @@ def indented(page: Path) -> list[str]:
     return [line.strip() for line in joined.splitlines() if line.startswith("    ")]
 
 
-def training() -> list[tuple[str, str]]:
-    """(page, arguments) of every command that trains."""
+def training() -> list[tuple[str, str, str]]:
+    """(page, what starts it, arguments) of every command that trains."""
     found = []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for line in indented(page):
             for start in STARTS:
-                _, is_one, arguments = line.partition(start + " ")
+                before, is_one, arguments = line.partition(start + " ")
                 if is_one:
-                    found.append((page.name, arguments))
+                    found.append((page.name, before, arguments))
     return found
 
 
@@ -43,11 +44,13 @@ def written_out(arguments: str) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize(("page", "arguments"), training())
-def test_a_command_that_trains_is_accepted(page: str, arguments: str) -> None:
+@pytest.mark.parametrize(("page", "before", "arguments"), training())
+def test_a_command_that_trains_is_accepted(page: str, before: str, arguments: str) -> None:
     overrides = parse_overrides(written_out(arguments))
     overrides.pop("dry_run", None)
-    load_config(overrides.pop("config", None), overrides)
+    config = load_config(overrides.pop("config", None), overrides)
+    if config.engine.kind == "deepspeed":  # it runs under a launcher alone
+        assert LAUNCHERS & set(before.split())
 
 
 def test_servers_of_a_persons_own_are_started_alike_everywhere() -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -308,6 +309,48 @@ def test_the_latest_link_can_be_resumed_and_stays_a_link(finished: Path, tmp_pat
     latest = tmp_path / "latest"
     assert main(["train", f"--resume_from_checkpoint={latest}", "--max_steps=5"]) == 0
     assert latest.resolve() == run and len(metrics_of(latest)) == 5
+
+
+def test_a_resume_that_fails_leaves_the_run_its_settings(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    _copy_until(finished, run, step=2)
+    before = (run / "config.yaml").read_text()
+    resume = ["train", f"--resume_from_checkpoint={run}", "--max_steps=3"]
+    with monkeypatch.context() as failing:
+        failing.setattr("polaris_fast.trainer.build_parts", mock.Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            main([*resume, "--learning_rate=5e-5"])
+    assert (run / "config.yaml").read_text() == before
+    seconds = json.loads((run / "summary.json").read_text())["wall_s"]
+    assert main(resume) == 0
+    assert [line["learning_rate"] for line in metrics_of(run)] == [1e-3] * 3
+    assert json.loads((run / "summary.json").read_text())["wall_s"] > seconds
+
+
+def test_a_new_run_starts_from_what_was_the_latest_when_it_began(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "runs" / "first")
+    (tmp_path / "runs" / "latest").symlink_to("first")
+    monkeypatch.chdir(tmp_path)
+    base = "runs/latest/checkpoint-4"
+    assert train(Path("runs/second"), model_name_or_path=base, max_steps=1) == 0
+    assert Path("runs/latest").resolve().name == "second"
+    stored = yaml.safe_load(Path("runs/second/config.yaml").read_text())
+    assert stored["model_name_or_path"] == "runs/first/checkpoint-4"
+
+
+def test_settings_that_do_nothing_with_this_data_are_named(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"reward__blank_min_words": 40, "reward__length_reward": "band", "eval_on_end": "true"}
+    assert train(tmp_path / "run", model_name_or_path=finished / "checkpoint-4", **keys) == 0
+    told = " ".join("".join(capfd.readouterr()).split())
+    assert "eval_on_end: there are no held-out prompts to evaluate on" in told
+    assert "reward.blank_min_words (40): " in told and "counts as blank" in told
+    assert "reward.min_target_words (150): " in told
 
 
 def test_dry_run_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,6 +79,18 @@ class RewardConfig(Section):
             raise ValueError(
                 f"min_reward ({self.min_reward}) must be below max_reward ({self.max_reward})"
             )
+        for side in ("low", "high"):
+            least, most = (getattr(self, f"band_{side}_{end}") for end in ("min", "max"))
+            if least > most:
+                raise ValueError(
+                    f"band_{side}_min ({least}) must not exceed band_{side}_max ({most})"
+                )
+        if self.repetition_window_stride > self.repetition_window_words:
+            raise ValueError(
+                f"repetition_window_stride ({self.repetition_window_stride}) must not exceed "
+                f"repetition_window_words ({self.repetition_window_words}): no window would hold "
+                "the words in between"
+            )
         if self.ratio_free >= self.ratio_zero:
             raise ValueError(
                 f"ratio_free ({self.ratio_free}) must be below ratio_zero ({self.ratio_zero})"

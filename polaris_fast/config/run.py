@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from polaris_kernels import LossSpec
 
@@ -369,5 +369,19 @@ class Config(Section):
             off_policy_mask_threshold=self.off_policy_mask_threshold,
             max_completion_length=self.max_completion_length,
             human_ratio="luffy" if self.hri.mode == "luffy" else "same",
-            **self.loss_options,  # type: ignore[arg-type]
+            **{name: _typed(name, value) for name, value in self.loss_options.items()},
         )
+
+
+def _typed(name: str, value: object) -> Any:
+    """A loss option as `LossSpec` wants it; YAML reads 2e-4 as text.
+
+    Raises:
+        ValueError: names the option, the value and what it must be.
+    """
+    kind = get_type_hints(LossSpec)[name]
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        wanted = getattr(kind, "__name__", str(kind))
+        raise ValueError(f"loss_options.{name}: {value!r} is no {wanted}; give one") from error

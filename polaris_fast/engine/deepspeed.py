@@ -335,7 +335,8 @@ def import_deepspeed(device_type: str) -> Any:
     if not dist.is_initialized():
         raise UserError(
             "engine.kind: 'deepspeed' runs under a launcher, with one process too; start with "
-            "`torchrun --nproc-per-node N -m polaris_fast.train ...`"
+            "`torchrun --nproc-per-node N -m MODULE ...`, where MODULE is polaris_fast.train or "
+            "polaris_fast.sft"
         )
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_init_required=False)

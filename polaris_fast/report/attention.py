@@ -38,7 +38,8 @@ def judge_caption(run: RunFolder) -> str | None:
             f"Rewards come from the user's function {run.setting('reward.function')}; "
             "no judge was asked."
         )
-    if run.config and run.setting("judge.base_url") is None:
+    was_judged = not run.rows or run.has("reward/quality")
+    if run.config and was_judged and run.setting("judge.base_url") is None:
         return (
             "Quality here is a text-statistics heuristic (the local judge), which is no judge of "
             "quality: it stands in so that everything runs without a key. Read these curves as a "

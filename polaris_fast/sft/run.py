@@ -8,11 +8,10 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from ..checkpoint import TrainerState
 from ..closing_words import short_path
 from ..conducted_run import ConductedRun
 from ..config import Config
@@ -45,6 +44,8 @@ class _Pass:
 
 class SupervisedRun(ConductedRun):
     """One supervised run."""
+
+    kind = "sft"
 
     def __init__(
         self, config: Config, view: Progress, flag: StopFlag, conductor: Conductor
@@ -80,6 +81,11 @@ class SupervisedRun(ConductedRun):
                 f"train       {python} -m polaris_fast.train --model_name_or_path "
                 f"{shlex.quote(short_path(last))} ..."
             )
+            if self.status != "finished":
+                lines.append(
+                    f"continue    {python} -m polaris_fast.sft --resume_from_checkpoint "
+                    f"{shlex.quote(short_path(self.run_dir))}"
+                )
         else:
             lines.append("no step was finished: start the run anew")
         return "\n".join(lines)
@@ -97,6 +103,8 @@ class SupervisedRun(ConductedRun):
         self.builder = builder
         self.records = story_records(train, builder)
         self.held_out = [r for r in held_out if has_human_row(r, builder.config)]
+        for record in self.held_out:
+            story_row(record, builder, 0, 0)  # each must fit
         self.order = PromptOrder(len(self.records), self.config.seed)
         settings = self.config.sft
         steps = math.ceil(settings.num_epochs * len(self.records) / settings.rows_per_step)
@@ -147,7 +155,8 @@ class SupervisedRun(ConductedRun):
             update = self.slots.update(1.0)
         finally:
             self.slots.end_step()
-        self.state = TrainerState(
+        self.state = replace(
+            self.state,
             step=step + 1,
             prompt_cursor=first + count,
             num_tokens=self.state.num_tokens + found.num_targets,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import Config
+from ..config_file import checked_config
 
 
 def supervised(config: Config) -> Config:
@@ -29,5 +30,7 @@ def supervised(config: Config) -> Config:
     }
     tree = config.model_dump() | changes
     tree["hri"] |= {"mode": "anchor"}
+    # no rollout is drawn: only that a group with a human row is asked for so many
+    tree["num_generations"] = max(tree["num_generations"], 4)
     tree["rollout"] |= {"engine": "hf", "max_staleness": 0}
-    return Config.model_validate(tree)
+    return checked_config(tree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,27 @@ def test_train_starts_from_its_checkpoint(finished: Path, tmp_path: Path) -> Non
     assert len(metrics_of(tmp_path / "run")) == 1
 
 
+def test_train_does_not_go_on_with_a_supervised_run(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its moments, its learning rate and its place in the data are of another loss."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert main(["train", f"--resume_from_checkpoint={run}", "--max_steps=9"]) == 2
+    said = capsys.readouterr().err
+    assert "is of a run of polaris sft" in said and "--model_name_or_path" in said
+    assert metrics_of(run) == metrics_of(finished)
+
+
+def test_settings_of_rollouts_are_no_matter(base: Path, tmp_path: Path) -> None:
+    keys = {"hri__mode": "off", "num_generations": 2, "max_steps": 1}
+    assert sft(base, tmp_path / "run", **keys) == 0
+
+
+def test_the_report_excuses_no_quality_where_nothing_was_judged(finished: Path) -> None:
+    assert "text-statistics heuristic" not in (finished / "report.html").read_text()
+
+
 def test_adapters_are_trained_and_merged(base: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     run = tmp_path / "run"
@@ -163,3 +185,15 @@ def test_a_record_too_long_is_refused(base: Path) -> None:
     builder = PromptBuilder(load_tokenizer(str(base)), config)
     with pytest.raises(UserError, match="max_completion_length"):
         story_records(load_records(config.data), builder)
+
+
+def test_a_held_out_story_too_long_is_refused_before_anything_is_made(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    record = {"prompt": "A lamp.", "target_word_count": 400, "story": "She lit it. " * 130}
+    held_out.write_text(json.dumps(record))
+    keys = {"data__eval_path": held_out, "data__eval_fraction": 0}
+    assert sft(base, tmp_path / "run", max_completion_length=96, **keys) == 2
+    assert "max_completion_length: the human story of record" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
