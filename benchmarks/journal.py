@@ -71,6 +71,12 @@ class Journal:
         """Why it is not to be tried: it failed here, or has ended a process somewhere."""
         return self.failed.get(_key(where, who)) or self.results["ended"].get(who)
 
+    def status(self) -> int:
+        """The part's exit status, each failure printed."""
+        for key, why in self.failed.items():
+            print(f"FAILED: {key}: {why}")
+        return 1 if self.failed else 0
+
     def write(self) -> None:
         """The JSON as it is now."""
         if self.path is not None:
