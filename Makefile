@@ -62,8 +62,16 @@ bench: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks.head_table benchmarks/results/bench.json --into benchmarks/results/head; \
 	exit $$status
 
-gpu: $(BENCH_STAMP)
-	$(BIN)/python -m benchmarks.gpu
+# With the first python whose torch finds a GPU: the environment's here, else PYTHON itself, so that
+# a GPU machine with its own torch needs no network; only without either is one set up.
+# `make gpu ARGS="--parts head"`
+gpu:
+	@for python in $(BIN)/python $(PYTHON); do \
+	  if $$python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+	    PYTHONPATH=.:kernels $$python -m benchmarks.gpu $(ARGS); exit $$?; \
+	  fi; \
+	done; \
+	$(MAKE) $(BENCH_STAMP) && $(BIN)/python -m benchmarks.gpu $(ARGS)
 
 kernels-report: $(STAMP)
 	$(BIN)/python -m polaris_kernels.backends.resources
