@@ -121,7 +121,9 @@ def _failure_lines(result: dict[str, Any]) -> list[str]:
     lines = []
     for part in ("floors", "head", "layers", "step"):
         found = result.get(part) or {}
-        lines += [f"{part}: {key}: {why}" for key, why in found.get("failed", {}).items()]
+        # of a step each form has its line
+        failed = {} if part == "step" else found.get("failed", {})
+        lines += [f"{part}: {key}: {why}" for key, why in failed.items()]
         if running := found.get("running"):
             lines.append(f"{part}: ended while it was at {': '.join(running)}")
     return lines

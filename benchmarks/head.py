@@ -337,7 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"stopped, the device is lost: {lost}")
         return 1
     for fault in journal.results["faults"]:
-        print(f"WRONG: {fault}")
+        print(f"FAULT: {fault}")
     return 1 if journal.results["faults"] else 0
 
 

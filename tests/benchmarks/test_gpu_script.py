@@ -97,6 +97,25 @@ def test_files_with_tests_for_a_gpu_are_found_by_their_mark(tmp_path: Path):
     assert [plan[file].command[-1] for file in found] == found
 
 
+def test_a_folder_called_gpu_skips_no_test(monkeypatch: pytest.MonkeyPatch):
+    from tests.conftest import pytest_collection_modifyitems
+
+    class Item:
+        def __init__(self, marks: tuple[str, ...]) -> None:
+            self.keywords = {"gpu": True}
+            self.marks = marks
+            self.added: list[object] = []
+            self.add_marker = self.added.append
+
+        def get_closest_marker(self, name: str) -> bool | None:
+            return name in self.marks or None
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    inside, marked = items = Item(()), Item(("gpu",))
+    pytest_collection_modifyitems(items)  # type: ignore[arg-type]
+    assert not inside.added and len(marked.added) == 1
+
+
 def test_results_of_two_calls_make_one(tmp_path: Path):
     out = tmp_path / "gpu.json"
     save = "import pathlib; pathlib.Path({!r}).write_text('{{\"entries\": []}}')"
