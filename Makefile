@@ -62,8 +62,16 @@ bench: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks.head_table benchmarks/results/bench.json --into benchmarks/results/head; \
 	exit $$status
 
-gpu: $(BENCH_STAMP)
-	$(BIN)/python -m benchmarks.gpu
+# By the first python whose torch finds a GPU, the environment's here or PYTHON itself: a GPU machine
+# with a torch of its own needs no network. Only without either is one set up (by `make`, as
+# $(MAKE) would run this under -n). `make gpu ARGS="--parts head"` measures one part.
+gpu:
+	@for python in $(BIN)/python $(PYTHON); do \
+	  if $$python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+	    PYTHONPATH=.:kernels$${PYTHONPATH:+:$$PYTHONPATH} $$python -m benchmarks.gpu $(ARGS); exit $$?; \
+	  fi; \
+	done; \
+	make $(BENCH_STAMP) && $(BIN)/python -m benchmarks.gpu $(ARGS)
 
 kernels-report: $(STAMP)
 	$(BIN)/python -m polaris_kernels.backends.resources

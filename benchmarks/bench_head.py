@@ -109,8 +109,8 @@ def test_head(
     entry = report.entries[provider]
     if entry.missing is not None:
         pytest.skip(f"{case.id}: {provider}: {entry.missing}")
-    if entry.wrong is not None:
-        pytest.fail(f"{case.id}: {provider}: {entry.wrong}")
+    if why := entry.wrong or entry.failed:
+        pytest.fail(f"{case.id}: {provider}: {why}")
     benchmark.group = case.id
     benchmark.extra_info.update(report.info(provider))
     benchmark.pedantic(_clock.player(entry.samples_ms), rounds=len(entry.samples_ms))

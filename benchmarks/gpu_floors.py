@@ -14,10 +14,9 @@ Shapes: `C rows . V vocab`.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from polaris_kernels import available_backends
 from polaris_kernels.backends import get_backend
 from polaris_kernels.objective import TokenGradients
 
+from .journal import DeviceLost, Journal, add_arguments
 from .measure import Call, quantile, take_turns
 
 _COPY_BYTES = 4 * 2**30
@@ -78,51 +78,73 @@ def matrix_rate(device: torch.device, size: int) -> Rate:
 
 
 def row_times(
-    device: torch.device, shape: tuple[int, int], copy_per_s: float, budget_s: float
+    journal: Journal, shape: tuple[int, int], copy_per_s: float, budget_s: float
 ) -> Iterator[RowTime]:
-    """Statistics, and statistics with gradient, of every backend that serves the device."""
+    """Statistics, and statistics with gradient, of every backend that serves the device.
+
+    A form that fails is noted in the journal; pairs of dtypes that are in it are left out.
+    """
+    device, size = journal.device, " x ".join(f"{n:,}" for n in shape)
+    done = {(tuple(row["shape"]), row["dtypes"]) for row in journal.results["rows"]}
     for dtype in (torch.bfloat16, torch.float32):
         # the head's gradients are bf16; the CPU's pass here keeps the dtype of the logits
         out_dtype = dtype if device.type == "cpu" else torch.bfloat16
         source = torch.empty(shape, dtype=dtype, device=device).normal_(0.0, 2.0)
         for writes in (False, True):
-            calls = dict(_forms(source, out_dtype, writes=writes))
-            for call in calls.values():
-                call.once()
-            moved = source.numel() * (dtype.itemsize + (out_dtype.itemsize if writes else 0))
             dtypes = _short(dtype) + (f"->{_short(out_dtype)}" if writes else "")
-            for form, samples in take_turns(calls, device, budget_s=budget_s).items():
+            if (shape, dtypes) in done:
+                continue
+            where = f"rows {size} {dtypes}"
+            calls: dict[str, Call] = {}
+            for form, build in _forms(source, out_dtype, writes=writes):
+                if not journal.refusal(where, form):
+                    with journal.trying(where, form):
+                        call = build()
+                        call.once()
+                        _wait(device)
+                        calls[form] = call
+            moved = source.numel() * (dtype.itemsize + (out_dtype.itemsize if writes else 0))
+            taken = take_turns(
+                calls, device, budget_s=budget_s, on_failure=partial(journal.note, where)
+            )
+            for form, samples in taken.items():
                 p20, p50, p80 = (quantile(samples, q) for q in (0.2, 0.5, 0.8))
                 rate = moved / p50 * 1e3
                 yield RowTime(form, shape, dtypes, p20, p50, p80, rate, rate / copy_per_s)
 
 
-def _forms(source: Tensor, out_dtype: torch.dtype, *, writes: bool) -> Iterator[tuple[str, Call]]:
-    """(name, call); each works on its own copy, as a gradient takes the logits' place."""
-    if source.device.type == "cpu":
+def _forms(
+    source: Tensor, out_dtype: torch.dtype, *, writes: bool
+) -> Iterator[tuple[str, Callable[[], Call]]]:
+    """(name, what makes it); each works on its own copy, as a gradient takes the logits' place."""
+    device = source.device
+    if device.type == "cpu":
         if not writes:
-            yield "torch", Call(lambda: torch.logsumexp(source.float(), 1))
+            yield "torch", lambda: Call(lambda: torch.logsumexp(source.float(), 1))
         if "native" in available_backends():
-            native: Any = get_backend(source.device, "native")
-            yield "native", _by_logits_pass(native.logits_pass, source, writes)
+            native: Any = get_backend(device, "native")
+            yield "native", lambda: _by_logits_pass(native.logits_pass, source, writes)
         return
-    from polaris_kernels.backends.row_kernels import CudaRows, RowKernels, TritonRows
+    from polaris_kernels.backends.row_kernels import CudaRows, TritonRows
 
-    kernels: dict[str, RowKernels] = {"triton": TritonRows()}
-    if "cuda" in available_backends():
-        compiled: Any = get_backend(source.device, "cuda")
-        kernels["cuda"] = compiled.kernels
-    for name, found in kernels.items():
+    reads = ", two reads" if writes else ""
+    yield f"triton{reads}", lambda: _by_kernels(TritonRows(), source, out_dtype, writes)
+    if "cuda" not in available_backends():
+        return
+
+    def compiled() -> Any:
+        # here the kernels are held to float64, and may be refused
+        backend: Any = get_backend(device, "cuda")
+        return backend.kernels
+
+    yield f"cuda{reads}", lambda: _by_kernels(compiled(), source, out_dtype, writes)
+    if writes:
+        yield "cuda, one read", lambda: _one_read(compiled(), source, out_dtype)
+    if writes and torch.cuda.get_device_capability()[0] >= 9:
         yield (
-            f"{name}, two reads" if writes else name,
-            _by_kernels(found, source, out_dtype, writes),
+            "cuda, one read, cluster of 16",
+            lambda: _one_read(CudaRows(compiled().library, 16), source, out_dtype),
         )
-        if writes and isinstance(found, CudaRows):
-            for cluster, label in ((0, "one read"), (16, "one read, cluster of 16")):
-                if cluster and torch.cuda.get_device_capability()[0] < 9:
-                    continue
-                chosen = CudaRows(found.library, cluster)
-                yield f"{name}, {label}", _one_read(chosen, source, out_dtype)
 
 
 def _by_logits_pass(pass_: Any, source: Tensor, writes: bool) -> Call:
@@ -181,16 +203,27 @@ def _short(dtype: torch.dtype) -> str:
     return {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
 
 
-def measure(device: torch.device, *, tiny: bool) -> dict[str, Any]:
-    """Everything, ready for JSON."""
-    copy = copy_rate(device, _TINY_COPY_BYTES if tiny else _COPY_BYTES)
-    matrix = matrix_rate(device, _TINY_MATRIX_SIZE if tiny else _MATRIX_SIZE)
-    print(f"{copy.what}: {copy.per_s / 1e9:,.0f} GB/s")
-    print(f"{matrix.what}: {matrix.per_s / 1e12:,.1f} TFLOP/s")
-    rows: list[RowTime] = []
+def _wait(device: torch.device) -> None:
+    # an error in a kernel is raised by whatever waits for it next
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(journal: Journal, *, tiny: bool) -> None:
+    """Everything, into the journal."""
+    device, found = journal.device, journal.results
+    if "matrix" not in found:
+        copy = copy_rate(device, _TINY_COPY_BYTES if tiny else _COPY_BYTES)
+        matrix = matrix_rate(device, _TINY_MATRIX_SIZE if tiny else _MATRIX_SIZE)
+        found |= {"copy": asdict(copy), "matrix": asdict(matrix)}
+        journal.write()
+        print(f"{copy.what}: {copy.per_s / 1e9:,.0f} GB/s")
+        print(f"{matrix.what}: {matrix.per_s / 1e12:,.1f} TFLOP/s")
     for shape in _TINY_SHAPES if tiny else _SHAPES:
-        for made in row_times(device, shape, copy.per_s, 0.1 if tiny else _BUDGET_S):
-            rows.append(made)
+        budget_s = 0.1 if tiny else _BUDGET_S
+        for made in row_times(journal, shape, found["copy"]["per_s"], budget_s):
+            found["rows"].append(asdict(made))
+            journal.write()
             print(
                 f"{made.form:32} {shape[0]:,} x {shape[1]:,} {made.dtypes:11} "
                 f"{made.p50_ms:9.3f} ms "
@@ -199,19 +232,21 @@ def measure(device: torch.device, *, tiny: bool) -> dict[str, Any]:
             )
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    return {"copy": asdict(copy), "matrix": asdict(matrix), "rows": [asdict(r) for r in rows]}
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="shapes for a dry run")
-    parser.add_argument("--json", type=Path)
+    add_arguments(parser)
     known = parser.parse_args(arguments)
-    found = measure(torch.device(known.device), tiny=known.tiny)
-    if known.json is not None:
-        known.json.write_text(json.dumps(found, indent=1) + "\n")
-    return 0
+    journal = Journal(known.json, torch.device(known.device), {"rows": []}, resume=known.resume)
+    try:
+        measure(journal, tiny=known.tiny)
+    except DeviceLost as lost:
+        print(f"stopped, the device is lost: {lost}")
+        return 1
+    return journal.status()
 
 
 if __name__ == "__main__":

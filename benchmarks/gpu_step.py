@@ -19,12 +19,10 @@ Shapes: `T tokens . D hidden . V vocab . P parameters`.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,10 +38,13 @@ from polaris_kernels import LossRows, LossSpec, active_backend, linear_grpo_loss
 
 from .gpu_floors import matrix_rate
 from .head_peers import Missing, clipped_loss, trl_logps
+from .journal import LIMIT_S, DeviceLost, Journal, add_arguments
 from .measure import quantile
 
 PHASES = ("forward", "head", "backward", "optimizer")
 _WARM_UP = 2
+# of each form; no more than the first start after the time limit
+_LEAST_STEPS, _STEPS = 3, 5
 _MODEL: dict[str, Any] = {
     "vocab_size": 248_320, "hidden_size": 2_048, "num_layers": 24, "intermediate_size": 6_144,
     "num_heads": 8, "num_key_value_heads": 2, "head_dim": 256, "linear_num_key_heads": 16,
@@ -70,9 +71,11 @@ class Form:
     """(T, D)"""
     loss: Callable[[Tensor], Tensor]
     """(N, D) hidden states of the targets -> ()"""
+    missing: str | None = None
+    """why it cannot be built"""
+    first_loss: float = math.nan
     phases_ms: dict[str, list[float]] = field(default_factory=dict)
     peak_gib: float | None = None
-    failed: str | None = None
 
 
 class _Clock:
@@ -126,7 +129,7 @@ class Bench:
         try:
             theirs = self._trl_loss()
         except Missing as reason:
-            return [*forms, Form("trl head", self._packed, self._fused_loss, failed=str(reason))]
+            return [*forms, Form("trl head", self._packed, self._fused_loss, str(reason))]
         return [
             *forms,
             Form("trl head", self._packed, theirs),
@@ -202,60 +205,64 @@ def _make_batch(prompt: int, total: int, vocab: int, device: torch.device) -> Pa
     return pack_rows([_Row(ids[:prompt], ids[prompt:])], device)
 
 
-def measure(device: torch.device, *, tiny: bool, limit_s: float) -> dict[str, Any]:
-    """Everything, ready for JSON. Forms take turns; one that fails is there with the reason."""
+def measure(journal: Journal, *, tiny: bool, limit_s: float) -> None:
+    """Everything, into the journal: form after form, ours first."""
     started = time.monotonic()
+    device, found = journal.device, journal.results
     matrix = matrix_rate(device, 128 if tiny else 8_192)
     bench = Bench(device, tiny=tiny)
-    forms = bench.forms()
-    losses: dict[str, float] = {}
-    for form in forms:
-        if form.failed is None:
-            _warm_up(bench, form, losses)
-    rounds = 1 if tiny else 5
-    for _ in range(rounds):
-        for form in forms:
-            if form.failed is None and time.monotonic() - started < limit_s:
-                times = bench.step(form)[1]
-                for phase, ms in zip(PHASES, times, strict=True):
-                    form.phases_ms.setdefault(phase, []).append(ms)
-    made = [_summary(form, bench, matrix.per_s) for form in forms]
-    for entry in made:
-        print(_line(entry), flush=True)
-    dtype = bench.parameters[0].dtype
-    return {
+    found |= {
         "parameters": sum(p.numel() for p in bench.parameters),
         "tokens": bench.batch.num_tokens,
         "model_tflop": bench.flops() / 1e12,
         "matrix_tflops": matrix.per_s / 1e12,
-        "attention": attention_backend(device, dtype),
-        "delta_net": delta_backend(device),
-        "head": active_backend(device),
-        "first_losses": losses,
-        "forms": made,
     }
+    done = {entry["form"] for entry in found["forms"]}
+    for form in bench.forms():
+        if form.name in done:
+            continue
+        refused = form.missing or journal.refusal("step", form.name)
+        if not refused and found["forms"] and time.monotonic() - started > limit_s:
+            refused = "no time was left"
+        if not refused:
+            with journal.trying("step", form.name, limit_s=LIMIT_S + limit_s):
+                _time(bench, form, 1 if tiny else _STEPS, started + limit_s)
+            bench.optimizer.zero_grad(set_to_none=True)
+            refused = journal.refusal("step", form.name)
+        entry = (
+            {"form": form.name, "failed": refused}
+            if refused
+            else _summary(form, bench, matrix.per_s)
+        )
+        found["forms"].append(entry)
+        journal.write()
+        print(_line(entry), flush=True)
+    with journal.trying("step", "names of kernels"):
+        dtype = bench.parameters[0].dtype
+        found["attention"] = attention_backend(device, dtype)
+        found["delta_net"] = delta_backend(device)
+        found["head"] = active_backend(device)
 
 
-def _warm_up(bench: Bench, form: Form, losses: dict[str, float]) -> None:
+def _time(bench: Bench, form: Form, num_steps: int, until: float) -> None:
+    """Fill the form's numbers; a step of the least number starts after `until` too."""
     cuda = bench.device.type == "cuda"
-    try:
-        for i in range(_WARM_UP):
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
-            loss, _ = bench.step(form)
-            losses.setdefault(form.name, loss)
-            if cuda and i == _WARM_UP - 1:
-                form.peak_gib = torch.cuda.max_memory_allocated() / 2**30
-    except (torch.OutOfMemoryError, RuntimeError, ValueError, TypeError) as error:
-        form.failed = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
-        bench.optimizer.zero_grad(set_to_none=True)
+    for i in range(_WARM_UP):
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        loss, _ = bench.step(form)
+        if i == 0:
+            form.first_loss = loss
     if cuda:
-        torch.cuda.empty_cache()
+        form.peak_gib = torch.cuda.max_memory_allocated() / 2**30
+    for i in range(num_steps):
+        if i >= _LEAST_STEPS and time.monotonic() > until:
+            return
+        for phase, ms in zip(PHASES, bench.step(form)[1], strict=True):
+            form.phases_ms.setdefault(phase, []).append(ms)
 
 
 def _summary(form: Form, bench: Bench, matrix_per_s: float) -> dict[str, Any]:
-    if form.failed is not None or not form.phases_ms:
-        return {"form": form.name, "failed": form.failed or "no time was left"}
     phases = {name: quantile(samples, 0.5) for name, samples in form.phases_ms.items()}
     steps = [sum(parts) for parts in zip(*form.phases_ms.values(), strict=True)]
     ms = quantile(steps, 0.5)
@@ -266,6 +273,7 @@ def _summary(form: Form, bench: Bench, matrix_per_s: float) -> dict[str, Any]:
         "tokens_per_s": bench.batch.num_tokens / ms * 1e3,
         "share_of_matrix_rate": bench.flops() / ms * 1e3 / matrix_per_s,
         "peak_gib": form.peak_gib,
+        "first_loss": form.first_loss,
         "phases_ms": phases,
     }
 
@@ -285,13 +293,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="a small model and a short row")
-    parser.add_argument("--limit_s", type=float, default=60.0, help="no step starts later")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--limit_s", type=float, default=60.0, help="no form but ours starts later")
+    add_arguments(parser)
     known = parser.parse_args(arguments)
-    found = measure(torch.device(known.device), tiny=known.tiny, limit_s=known.limit_s)
-    if known.json is not None:
-        known.json.write_text(json.dumps(found, indent=1) + "\n")
-    return 1 if "failed" in found["forms"][0] else 0
+    journal = Journal(known.json, torch.device(known.device), {"forms": []}, resume=known.resume)
+    try:
+        measure(journal, tiny=known.tiny, limit_s=known.limit_s)
+    except DeviceLost as lost:
+        print(f"stopped, the device is lost: {lost}")
+        return 1
+    return journal.status()
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def headlines(result: dict[str, Any]) -> list[str]:
     wanted = [*GOALS, *(Goal(c, 0.0) for c in sorted(cases - {g.case for g in GOALS}))]
     lines = [_head_line(goal, [e for e in entries if e["case"] == goal.case]) for goal in wanted]
     lines += _row_lines(result.get("floors"))
-    return [*lines, *_layer_lines(result.get("layers")), *_step_lines(result.get("step"))]
+    lines += [*_layer_lines(result.get("layers")), *_step_lines(result.get("step"))]
+    return [*lines, *_failure_lines(result)]
 
 
 def _head_line(goal: Goal, entries: list[dict[str, Any]]) -> str:
@@ -67,7 +68,7 @@ def _head_line(goal: Goal, entries: list[dict[str, Any]]) -> str:
 
 
 def _row_lines(floors: dict[str, Any] | None) -> list[str]:
-    if not floors:
+    if not floors or not floors["rows"]:
         return [f"row kernels: {NOT_MEASURED}"]
     lines = []
     for row in floors["rows"]:
@@ -113,6 +114,18 @@ def _step_lines(step: dict[str, Any] | None) -> list[str]:
             f"{form['tokens_per_s']:,.0f} tokens/s, {form['share_of_matrix_rate']:.1%} of the "
             f"matrix rate{peak}"
         )
+    return lines
+
+
+def _failure_lines(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for part in ("floors", "head", "layers", "step"):
+        found = result.get(part) or {}
+        # of a step each form has its line
+        failed = {} if part == "step" else found.get("failed", {})
+        lines += [f"{part}: {key}: {why}" for key, why in failed.items()]
+        if running := found.get("running"):
+            lines.append(f"{part}: ended while it was at {': '.join(running)}")
     return lines
 
 

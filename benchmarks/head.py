@@ -3,18 +3,17 @@
     from benchmarks.head import measure_case
     report = measure_case(case, torch.device("cpu"), budget_s=15)
 
-`python -m benchmarks.head` measures a set of cases without pytest, writing its JSON after each.
+`python -m benchmarks.head` measures a set of cases without pytest, writing its JSON after each. A
+provider that fails is in it by name, and the others are measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +21,11 @@ import torch
 from . import head_ours as ours
 from . import head_peers as peers
 from .head_cases import DTYPES, SIZES, HeadCase, HeadInputs, default_size
-from .head_exact import TOLERANCE, inputs_and_exact
+from .head_exact import TOLERANCE, Exact, inputs_and_exact
 from .head_floor import find_floor
 from .head_peers import Missing
 from .head_table import render
+from .journal import LIMIT_S, DeviceLost, Journal, add_arguments
 from .measure import Call, quantile, run_with_peak, take_turns
 
 FLOOR = "floor"
@@ -91,6 +91,8 @@ class Entry:
     missing: str | None = None
     wrong: str | None = None
     """set when a result failed the gate; it is not timed then"""
+    failed: str | None = None
+    """what one of ours raised; a peer that raises is missing"""
 
     @property
     def p50_ms(self) -> float:
@@ -132,7 +134,7 @@ class CaseReport:
         }
         if provider == FLOOR:
             info["form"] = self.floor_form
-            for key in ("missing", "wrong"):
+            for key in ("missing", "wrong", "failed"):
                 listed = {e.provider: getattr(e, key) for e in self.entries.values()}
                 info[key] = {name: why for name, why in listed.items() if why}
         return info
@@ -141,10 +143,17 @@ class CaseReport:
         """Providers with samples."""
         return [name for name, entry in self.entries.items() if entry.samples_ms]
 
+    def faults(self) -> list[str]:
+        """Who was wrong, and who of ours failed."""
+        found = ((e.provider, e.wrong or e.failed) for e in self.entries.values())
+        return [f"{self.case.id}: {name}: {why}" for name, why in found if why]
+
 
 def providers_of(case: HeadCase, device: str) -> dict[str, Builder | str]:
-    """Every provider by name but the floor. Plain torch is the first: ours are held to it."""
-    return {**PEERS[case.task], **ours.providers(case, device)}
+    """Every provider by name but the floor: plain torch, which ours are held to, ours, peers."""
+    peers_of_task = PEERS[case.task]
+    plain = {name: peers_of_task[name] for name in (PLAIN,) if name in peers_of_task}
+    return {**plain, **ours.providers(case, device), **peers_of_task}
 
 
 def is_chosen(provider: str, chosen: Collection[str]) -> bool:
@@ -161,21 +170,46 @@ class PreparedCase:
     calls: dict[str, Call]
     """of the providers to time"""
 
-    def measure(self, budget_s: float) -> CaseReport:
-        """Time the providers and the floor, taking turns, for about `budget_s` in all."""
+    journal: Journal
+
+    def measure(self, budget_s: float, our_rounds: int = 0) -> CaseReport:
+        """Time the providers and the floor, taking turns, for about `budget_s` in all.
+
+        Args:
+            our_rounds: the least number of samples of ours and of the floor.
+        """
         case, device = self.inputs.case, self.inputs.device
         floor = find_floor(self.inputs)
         calls = {FLOOR: floor.call, **self.calls}
         entries = {FLOOR: Entry(FLOOR), **self.entries}
-        for name, samples in take_turns(calls, device, budget_s=budget_s).items():
+        ours_and_floor = [name for name in calls if name == FLOOR or _is_ours(name)]
+
+        def on_failure(name: str, error: Exception) -> None:
+            if name == FLOOR:
+                raise error
+            self.journal.note(case.id, name, error)
+            _set_failed(entries[name], self.journal.failed[f"{case.id}: {name}"])
+
+        taken = take_turns(
+            calls,
+            device,
+            budget_s=budget_s,
+            more_rounds=dict.fromkeys(ours_and_floor, our_rounds) if our_rounds else None,
+            on_failure=on_failure,
+        )
+        for name, samples in taken.items():
             entries[name].samples_ms = samples
         return CaseReport(case, device.type, torch.get_num_threads(), floor.form, entries)
 
 
 def prepare_case(
-    case: HeadCase, device: torch.device, chosen: Collection[str] = ()
+    case: HeadCase,
+    device: torch.device,
+    chosen: Collection[str] = (),
+    journal: Journal | None = None,
 ) -> PreparedCase:
     """Build and check every provider of a case; arguments as for `measure_case`."""
+    journal = journal or Journal(None, device, {})
     # a limit on recompilations would send later shapes to eager mode in silence
     torch._dynamo.reset()
     inputs, exact = inputs_and_exact(case, device)
@@ -185,21 +219,28 @@ def prepare_case(
         if not is_chosen(name, chosen):
             continue
         entry = entries[name] = Entry(name)
-        call = _build(entry, builder, inputs)
-        if call is None:
+        if isinstance(builder, str):
+            entry.missing = builder
             continue
-        found, entry.peak_extra_mib = run_with_peak(call, device)
-        entry.errors = exact.errors(found)
-        del found
-        plain = entries[PLAIN].errors if PLAIN in entries else {}
-        entry.wrong = _fault(entry, _limits(entry, case, plain))
-        if entry.wrong is None:
-            calls[name] = call
-    return PreparedCase(inputs, entries, calls)
+        if not journal.refusal(case.id, name):
+            plain = entries[PLAIN].errors if PLAIN in entries else {}
+            with journal.trying(case.id, name):
+                call = _checked(entry, builder, inputs, exact, plain)
+                if call is not None:
+                    calls[name] = call
+        if why := journal.refusal(case.id, name):
+            _set_failed(entry, why)
+    return PreparedCase(inputs, entries, calls, journal)
 
 
 def measure_case(
-    case: HeadCase, device: torch.device, *, budget_s: float, chosen: Collection[str] = ()
+    case: HeadCase,
+    device: torch.device,
+    *,
+    budget_s: float,
+    our_rounds: int = 0,
+    chosen: Collection[str] = (),
+    journal: Journal | None = None,
 ) -> CaseReport:
     """Check, then measure, every provider of a case.
 
@@ -207,36 +248,41 @@ def measure_case(
         case: the problem.
         device: "cpu" or "cuda".
         budget_s: about how long the timed rounds may take together.
+        our_rounds: the least number of samples of ours and of the floor, where it is above all's.
         chosen: names of providers or projects; none: all. The floor is always there.
+        journal: where failures are noted; none: in the report alone.
     """
-    return prepare_case(case, device, chosen).measure(budget_s)
+    return prepare_case(case, device, chosen, journal).measure(budget_s, our_rounds)
 
 
-def _build(entry: Entry, builder: Builder | str, inputs: HeadInputs) -> Call | None:
-    """The provider's call, run once; or None and the reason in the entry."""
-    if isinstance(builder, str):
-        entry.missing = builder
-        return None
+def _checked(
+    entry: Entry, builder: Builder, inputs: HeadInputs, exact: Exact, plain: dict[str, float]
+) -> Call | None:
+    """The provider's call, run and held to float64; or None and the reason in the entry."""
     try:
         call = builder(inputs)
-        call.once()
-        return call
     except Missing as reason:
         entry.missing = str(reason)
-    except Exception as error:
-        if _is_ours(entry) and not isinstance(error, torch.OutOfMemoryError):
-            raise
-        entry.missing = _one_line(error)
-    if inputs.device.type == "cuda":
-        # what a failed call has left behind is in nobody's way then
-        torch.cuda.empty_cache()
-    return None
+        return None
+    call.once()
+    found, entry.peak_extra_mib = run_with_peak(call, inputs.device)
+    entry.errors = exact.errors(found)
+    entry.wrong = _fault(entry, _limits(entry, inputs.case, plain))
+    return None if entry.wrong else call
+
+
+def _set_failed(entry: Entry, why: str) -> None:
+    # too little memory says something of the machine
+    if _is_ours(entry.provider) and torch.OutOfMemoryError.__name__ not in why:
+        entry.failed = why
+    else:
+        entry.missing = why
 
 
 def _limits(entry: Entry, case: HeadCase, plain: dict[str, float]) -> dict[str, float]:
     """The largest error of each result; ours may be twice as far off as plain torch."""
     limits = dict.fromkeys(entry.errors, TOLERANCE[case.dtype])
-    if _is_ours(entry):
+    if _is_ours(entry.provider):
         unit = torch.finfo(DTYPES[case.dtype]).eps
         for name, error in plain.items():
             limits[name] = min(limits[name], 2 * error + unit)
@@ -251,13 +297,8 @@ def _fault(entry: Entry, limits: dict[str, float]) -> str | None:
     return f"relative error against float64: {', '.join(listed)}" if bad else None
 
 
-def _is_ours(entry: Entry) -> bool:
-    return entry.provider.startswith(ours.OURS)
-
-
-def _one_line(error: Exception) -> str:
-    first = str(error).strip().partition("\n")[0]
-    return f"failed with {type(error).__name__}: {first}"[:200]
+def _is_ours(provider: str) -> bool:
+    return provider.startswith(ours.OURS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -267,8 +308,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cases", nargs="+", metavar="ID", help="only these of the set")
     parser.add_argument("--providers", nargs="+", default=(), help="only these, or projects")
     parser.add_argument("--budget_s", type=float, default=10.0, help="timed seconds a case")
+    parser.add_argument("--our_rounds", type=int, default=0, help="least samples of ours and floor")
     parser.add_argument("--limit_s", type=float, default=float("inf"), help="no case starts later")
-    parser.add_argument("--json", type=Path, help="written after each case")
+    add_arguments(parser)
     known = parser.parse_args(arguments)
     cases = SIZES[known.sizes or default_size(known.device)]()
     if known.cases:
@@ -278,52 +320,67 @@ def main(arguments: list[str] | None = None) -> int:
                 f"--cases {' '.join(sorted(unknown))}: the set has {[c.id for c in cases]}"
             )
         cases = [case for case in cases if case.id in known.cases]
+    device = torch.device(known.device)
+    journal = Journal(known.json, device, {"entries": [], "skipped": []}, resume=known.resume)
     measure = partial(
         measure_case,
-        device=torch.device(known.device),
+        device=device,
         budget_s=known.budget_s,
+        our_rounds=known.our_rounds,
         chosen=known.providers,
+        journal=journal,
     )
-    faults = run_cases(cases, measure, limit_s=known.limit_s, out=known.json)
-    for fault in faults:
-        print(f"WRONG: {fault}")
-    return 1 if faults else 0
+    try:
+        # turns take the budget at least
+        run_cases(cases, measure, journal, known.limit_s, LIMIT_S + 2 * known.budget_s)
+    except DeviceLost as lost:
+        print(f"stopped, the device is lost: {lost}")
+        return 1
+    for fault in journal.results["faults"]:
+        print(f"FAULT: {fault}")
+    return 1 if journal.results["faults"] else 0
 
 
 def run_cases(
     cases: list[HeadCase],
     measure: Callable[[HeadCase], CaseReport],
-    *,
+    journal: Journal,
     limit_s: float,
-    out: Path | None,
-) -> list[str]:
-    """Measure one case after the other, printing each table; the faults found.
+    case_limit_s: float = LIMIT_S,
+) -> None:
+    """Measure one case after the other, printing each table; results and faults are in `journal`.
 
     Args:
-        cases: in order of importance.
+        cases: in order of importance; those that the journal has are left out.
         measure: what makes a case's report.
-        limit_s: cases that would start later are named in the JSON instead.
-        out: a JSON file, complete after each case.
+        journal: written after each case.
+        limit_s: cases that would start later are named in it instead.
+        case_limit_s: of the turns of one case, after which a GPU hangs.
     """
     started = time.monotonic()
-    results: dict[str, Any] = {"entries": [], "skipped": []}
-    faults = []
+    results = journal.results
+    faults = results.setdefault("faults", [])
+    done = {entry["case"] for entry in results["entries"]}
     for case in cases:
-        if time.monotonic() - started > limit_s:
+        if case.id in done:
+            continue
+        if why := journal.refusal("case", case.id):
+            faults.append(f"{case.id}: {why}")
+        elif time.monotonic() - started > limit_s:
             results["skipped"].append(case.id)
             print(f"{case.id}: skipped, {limit_s:.0f} s are over", flush=True)
         else:
-            report = measure(case)
-            made = [report.info(name) for name in report.measured()]
-            results["entries"] += made
-            wrong = [entry for entry in report.entries.values() if entry.wrong]
-            faults += [f"{case.id}: {entry.provider}: {entry.wrong}" for entry in wrong]
-            print(render(made) + "\n", flush=True)
+            with journal.trying("case", case.id, limit_s=case_limit_s):
+                report = measure(case)
+                made = [report.info(name) for name in report.measured()]
+                results["entries"] += made
+                faults += report.faults()
+                print(render(made) + "\n", flush=True)
+            if why := journal.refusal("case", case.id):
+                faults.append(f"{case.id}: {why}")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        if out is not None:
-            out.write_text(json.dumps(results, indent=1) + "\n")
-    return faults
+        journal.write()
 
 
 if __name__ == "__main__":

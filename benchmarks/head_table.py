@@ -68,7 +68,7 @@ def _case_table(case: list[Info]) -> str:
     ]
     left_out = [
         f"- {provider}: {word}: {why}"
-        for key, word in (("missing", "not measured"), ("wrong", "WRONG"))
+        for key, word in (("missing", "not measured"), ("wrong", "WRONG"), ("failed", "FAILED"))
         for provider, why in first.get(key, {}).items()
     ]
     return "\n".join([*lines, *([""] if left_out else []), *left_out])

@@ -21,6 +21,9 @@ from polaris_kernels import release_workspace
 
 # larger than any GPU's L2 cache
 _FLUSH_BYTES = 256 * 2**20
+# about 2 ms of a GPU's clock, in which the host launches what is timed: a launch of a Triton kernel
+# takes .1 to .3 ms of a slow core, as long as a row kernel itself
+_HEAD_START_CYCLES = 4_000_000
 _LIBC = ctypes.CDLL(None)
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -42,7 +45,11 @@ class Call:
 
 
 class Stopwatch:
-    """Milliseconds of single calls: wall time on the CPU, events on CUDA (L2 flushed before)."""
+    """Milliseconds of single calls: wall time on the CPU, events on CUDA.
+
+    There L2 is flushed before, and the device is kept busy while the host launches, so that what is
+    timed is the device's work. A call that waits for the device pays for its launches after that.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -67,7 +74,7 @@ class Stopwatch:
         assert self._flush is not None
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._flush.zero_()
-        torch.cuda.synchronize()
+        torch.cuda._sleep(_HEAD_START_CYCLES)
         start.record()
         result = call.run()
         end.record()
@@ -83,6 +90,8 @@ def take_turns(
     budget_s: float,
     min_rounds: int = 3,
     max_rounds: int = 40,
+    more_rounds: Mapping[str, int] | None = None,
+    on_failure: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, list[float]]:
     """Milliseconds of every call of every candidate; all must have run once before.
 
@@ -91,16 +100,33 @@ def take_turns(
         device: where they run.
         budget_s: about how long to measure, shared evenly between the candidates.
         min_rounds, max_rounds: bounds of the number of samples of each.
+        more_rounds: a larger `min_rounds` of some of them.
+        on_failure: told who raised what; who did has no further turns and no samples. None: raise.
     """
     watch = Stopwatch(device)
-    samples = {name: [watch.time_ms(call)] for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+
+    def sample(name: str) -> None:
+        if name not in samples:
+            return
+        try:
+            samples[name].append(watch.time_ms(calls[name]))
+        except Exception as error:
+            if on_failure is None:
+                raise
+            del samples[name]
+            on_failure(name, error)
+
+    for name in calls:
+        sample(name)
     share_ms = 1e3 * budget_s / max(len(calls), 1)
+    least = dict.fromkeys(calls, min_rounds) | dict(more_rounds or {})
     wanted = {
-        name: min(max_rounds, max(min_rounds, int(share_ms / max(first[0], 1e-6)))) - 1
+        name: min(max_rounds, max(least[name], int(share_ms / max(first[0], 1e-6)))) - 1
         for name, first in samples.items()
     }
     rounds = max(wanted.values(), default=0)
-    order = list(calls)
+    order = list(wanted)
     gc_was_on = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -109,7 +135,7 @@ def take_turns(
             order = [*order[1:], *order[:1]]
             for name in order:
                 if (i + 1) * wanted[name] // rounds > i * wanted[name] // rounds:
-                    samples[name].append(watch.time_ms(calls[name]))
+                    sample(name)
     finally:
         if gc_was_on:
             gc.enable()

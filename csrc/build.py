@@ -3,7 +3,8 @@ checkout.
 
 Only the standard library is used, so that setup.py can call it under build isolation. The compiler
 is `CXX`, else Python's own, else c++, g++ or clang++; for CUDA `NVCC`, else nvcc from the path,
-from CUDA_HOME or from /usr/local/cuda. No GPU is needed, and no driver.
+from CUDA_HOME or from /usr/local/cuda. No GPU is needed, and no driver. With `--require-cuda` it is
+an error if there is no CUDA library in the end.
 """
 
 import os
@@ -150,7 +151,7 @@ def _run_together(commands: list[list[str]]) -> None:
 
 
 def main() -> int:
-    """Build both; the exit status speaks of the CPU's, as nvcc is optional."""
+    """Build both; the exit status speaks of the CPU's, as nvcc is optional unless asked for."""
     status = 0
     try:
         print(f"built {build(IN_PLACE)}")
@@ -161,6 +162,8 @@ def main() -> int:
         print(f"built {build_cuda(PACKAGE / CUDA_LIBRARY)}")
     except BuildError as error:
         print(f"polaris: csrc/cuda was not built, Triton will be used: {error}", file=sys.stderr)
+        if "--require-cuda" in sys.argv[1:] and not (PACKAGE / CUDA_LIBRARY).exists():
+            status = 1
     return status
 
 

@@ -16,6 +16,7 @@ from benchmarks.head_exact import Outputs
 from benchmarks.head_peers import Missing, torch_loss
 from benchmarks.head_plot import draw
 from benchmarks.head_table import best_of_ours, merged, read, render, write
+from benchmarks.journal import Journal
 from benchmarks.measure import Call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,10 +79,72 @@ def test_who_is_missing_and_who_is_wrong_is_named_and_not_timed(report: head.Cas
     assert "polaris (torch)" in report.measured()
 
 
-def test_our_own_failure_is_never_a_missing_provider(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(head.ours, "providers", lambda *_: {"polaris (torch)": _broken})
-    with pytest.raises(RuntimeError, match="no kernel image"):
-        measure_case(CASE, CPU, budget_s=0.0, chosen=["polaris"])
+def test_our_own_failure_is_named_and_costs_nobody_else_a_number(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    found = head.ours.providers(CASE, "cpu")
+    monkeypatch.setattr(head.ours, "providers", lambda *_: {"polaris (cuda)": _broken, **found})
+    monkeypatch.setitem(head.SIZES, "tiny", lambda: [CASE])
+    out = tmp_path / "head.json"
+    asked = ["--device", "cpu", "--sizes", "tiny", "--budget_s", "0", "--json", str(out)]
+    assert head.main([*asked, "--providers", "torch", "polaris"]) == 1
+    made = json.loads(out.read_text())
+    why = "failed with RuntimeError: no kernel image"
+    assert made["failed"] == {f"{CASE.id}: polaris (cuda)": why}
+    assert made["faults"] == [f"{CASE.id}: polaris (cuda): {why}"]
+    by_name = {entry["provider"]: entry for entry in made["entries"]}
+    assert {FLOOR, "torch", "polaris (torch)"} <= set(by_name)
+    assert by_name[FLOOR]["failed"] == {"polaris (cuda)": why} and not by_name[FLOOR]["missing"]
+    assert f"- polaris (cuda): FAILED: {why}" in capsys.readouterr().out
+
+
+def test_a_provider_that_fails_in_its_turn_has_no_number(monkeypatch: pytest.MonkeyPatch):
+    def twice(inputs):
+        call, calls = torch_loss(inputs), []
+
+        def run() -> Outputs:
+            calls.append(1)
+            if len(calls) > 2:
+                raise RuntimeError("out of luck")
+            return call.run()
+
+        return Call(run)
+
+    monkeypatch.setitem(head.PEERS, "loss", {"torch": torch_loss, "peer": twice})
+    report = measure_case(CASE, CPU, budget_s=0.0)
+    assert report.info(FLOOR)["missing"] == {"peer": "failed with RuntimeError: out of luck"}
+    assert {"torch", "polaris (torch)"} <= set(report.measured()) and not report.faults()
+
+
+def test_plain_torch_is_first_and_ours_come_before_peers():
+    names = list(head.providers_of(CASE, "cuda"))
+    ours = [i for i, name in enumerate(names) if name.startswith("polaris")]
+    assert names[0] == "torch" and ours == list(range(1, 1 + len(ours))) and "trl" in names
+
+
+def test_ours_and_the_floor_get_more_samples(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(head.PEERS, "loss", {"torch": torch_loss})
+    report = measure_case(CASE, CPU, budget_s=0.0, our_rounds=5)
+    rounds = {name: report.info(name)["rounds"] for name in report.measured()}
+    assert rounds.pop("torch") == 3 and set(rounds.values()) == {5} and FLOOR in rounds
+
+
+def test_a_run_that_ended_goes_on_without_whom_it_ended_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    other = HeadCase("loss", 64, 16, 211, "fp32")
+    monkeypatch.setitem(head.SIZES, "tiny", lambda: [CASE, other])
+    out = tmp_path / "head.json"
+    first = {"case": CASE.id, "provider": "floor"}
+    before = {"entries": [first], "skipped": [], "running": [other.id, "polaris (torch)"]}
+    out.write_text(json.dumps(before))
+    asked = ["--device", "cpu", "--sizes", "tiny", "--budget_s", "0", "--json", str(out)]
+    assert head.main([*asked, "--resume", "--providers", "torch", "polaris"]) == 1
+    made = json.loads(out.read_text())
+    assert made["entries"][0] == first and "running" not in made
+    providers = {e["provider"] for e in made["entries"] if e["case"] == other.id}
+    assert {FLOOR, "torch"} <= providers and "polaris (torch)" not in providers
+    assert made["faults"] == [f"{other.id}: polaris (torch): the process ended while it ran"]
 
 
 def test_ours_may_not_be_much_worse_than_plain_torch():
@@ -118,8 +181,10 @@ def test_a_run_may_come_in_pieces(report: head.CaseReport, tmp_path: Path):
 
 def test_cases_after_the_time_limit_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "head.json"
-    assert run_cases([CASE], lambda case: pytest.fail(case.id), limit_s=-1.0, out=out) == []
-    assert json.loads(out.read_text()) == {"entries": [], "skipped": [CASE.id]}
+    journal = Journal(out, CPU, {"entries": [], "skipped": []})
+    run_cases([CASE], lambda case: pytest.fail(case.id), journal, limit_s=-1.0)
+    made = json.loads(out.read_text())
+    assert not made["entries"] and not made["faults"] and made["skipped"] == [CASE.id]
     assert "skipped" in capsys.readouterr().out
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.measure import Call, quantile, run_with_peak, take_turns
+from benchmarks.measure import Call, Stopwatch, quantile, run_with_peak, take_turns
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -54,6 +54,64 @@ def test_a_slow_candidate_sits_out_rounds_evenly(monkeypatch: pytest.MonkeyPatch
     # its turns are a fifth of the rounds apart, give or take the order's moving on
     rounds = [log[:i].count("f") for i, name in enumerate(log) if name == "s"]
     assert all(3 <= b - a <= 6 for a, b in pairwise(rounds[1:]))
+
+
+def test_some_may_have_more_rounds_than_the_rest():
+    log: list[str] = []
+    take_turns(recorders("ab", log), CPU, budget_s=0.0, min_rounds=3, more_rounds={"a": 7})
+    assert Counter(log) == {"a": 7, "b": 3}
+
+
+def test_who_raises_in_a_turn_has_no_further_turns_and_no_samples():
+    log: list[str] = []
+    told: list[str] = []
+
+    def run() -> None:
+        log.append("b")
+        if log.count("b") == 2:
+            raise RuntimeError("a launch fails")
+
+    calls = recorders("ac", log) | {"b": Call(run)}
+    samples = take_turns(
+        calls,
+        CPU,
+        budget_s=0.0,
+        min_rounds=4,
+        on_failure=lambda name, e: told.append(f"{name} {e}"),
+    )
+    assert Counter(log) == {"a": 4, "b": 2, "c": 4} and told == ["b a launch fails"]
+    assert {name: len(s) for name, s in samples.items()} == {"a": 4, "c": 4}
+    with pytest.raises(ZeroDivisionError):
+        take_turns({"a": Call(lambda: 1 / 0)}, CPU, budget_s=0.0)
+
+
+def test_on_cuda_the_clock_starts_while_the_device_is_busy(monkeypatch: pytest.MonkeyPatch):
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("record")
+
+        def synchronize(self) -> None:
+            log.append("wait")
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 1.5
+
+    class Flush:
+        def zero_(self) -> None:
+            log.append("flush")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append("sleep"))
+    watch = Stopwatch(CPU)
+    watch._cuda, watch._flush = True, Flush()
+    call = Call(lambda: log.append("run"), prepare=lambda: log.append("prepare"))
+    assert watch.time_ms(call) == 1.5
+    assert log == ["prepare", "flush", "sleep", "record", "run", "record", "wait"]
 
 
 def test_prepare_comes_before_each_run():

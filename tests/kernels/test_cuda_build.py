@@ -39,6 +39,23 @@ def library(build, tmp_path_factory):
     return CudaLibrary(build.build_cuda(tmp_path_factory.mktemp("cuda") / build.CUDA_LIBRARY))
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_missing_cuda_library_is_an_error_where_it_is_asked_for(monkeypatch, tmp_path, is_there):
+    module = csrc_build()
+
+    def refuse(target):
+        raise module.BuildError("no nvcc found")
+
+    monkeypatch.setattr(module, "build", lambda target: target)
+    monkeypatch.setattr(module, "build_cuda", refuse)
+    monkeypatch.setattr(module, "PACKAGE", tmp_path)
+    if is_there:
+        (tmp_path / module.CUDA_LIBRARY).touch()
+    for arguments, status in (([], 0), (["--require-cuda"], 0 if is_there else 1)):
+        monkeypatch.setattr("sys.argv", ["build.py", *arguments])
+        assert module.main() == status
+
+
 @pytest.mark.parametrize("arch", ["80", "90a"])
 def test_the_compiler_reports_no_spills_and_no_local_memory(build, tmp_path, arch):
     command = [
