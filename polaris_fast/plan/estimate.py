@@ -12,7 +12,7 @@ from .build import step_time_of, steps_of
 from .cost import RunCost, run_cost
 from .hardware import Machine, this_cpu, this_machine
 from .memory import MemoryPlan, memory_plan
-from .servers import training_part
+from .servers import own_gpus, training_part
 from .shapes import shape_of_run
 from .table import gib, usd
 
@@ -26,6 +26,7 @@ def estimate_before_run(
 
     Args:
         device_type: "cuda" or "cpu", of every rank.
+        num_ranks: that train; launched servers' own GPUs come on top.
         records: training prompts.
     """
     is_gpu = device_type == "cuda"
@@ -34,7 +35,8 @@ def estimate_before_run(
     try:
         machine = this_machine() if is_gpu else this_cpu()
         share = machine.memory_bytes if is_gpu else machine.memory_bytes // num_ranks
-        machine = replace(machine, count=num_ranks, memory_bytes=share)
+        count = num_ranks + (own_gpus(config) if is_gpu else 0)
+        machine = replace(machine, count=count, memory_bytes=share)
         return estimate_summary(*estimate_run(config, machine, records), machine)
     except UserError as error:
         return f"no estimate: {error}"
@@ -47,6 +49,7 @@ def estimate_run(
 
     Args:
         config: with `max_completion_length` resolved.
+        machine: all of it, servers' GPUs included.
         records: training prompts; empty: not known.
 
     Raises:

@@ -48,17 +48,22 @@ def servers_of(config: Config, shape: ModelShape, machine: Machine) -> Servers |
     )
 
 
+def own_gpus(config: Config) -> int:
+    """GPUs that launched servers keep for themselves."""
+    vllm = config.rollout.vllm
+    own = config.rollout.engine == "vllm" and vllm.launch and vllm.transfer != "ipc"
+    return vllm.num_servers * vllm.tensor_parallel_size if own else 0
+
+
 def training_part(config: Config, machine: Machine) -> Machine:
     """The machine without the GPUs that launched servers keep for themselves.
 
     Raises:
         UserError: they leave none to train on.
     """
-    vllm = config.rollout.vllm
-    own = config.rollout.engine == "vllm" and vllm.launch and vllm.transfer != "ipc"
-    if not own or machine.device == "cpu":
+    taken = own_gpus(config) if machine.device == "cuda" else 0
+    if not taken:
         return machine
-    taken = vllm.num_servers * vllm.tensor_parallel_size
     if taken >= machine.count:
         raise UserError(
             f"--gpus: {machine.count} GPUs, and rollout.vllm takes {taken} (num_servers * "
