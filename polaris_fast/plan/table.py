@@ -138,8 +138,9 @@ def _verdict(plan: Plan) -> str:
         lines.append(f"CPU memory: about {gib(memory.engine.host)} for all ranks together.")
     servers = memory.servers
     if servers is not None:
+        where = " (on the ranks' GPUs, asleep while they train)" if servers.sleeps else ""
         lines.append(
-            f"vLLM: {servers.count} servers of {servers.gpus_each} GPUs, each writes "
+            f"vLLM: {servers.count} servers of {servers.gpus_each} GPUs{where}, each writes "
             f"{servers.rows} rows of full length at once in {gib(servers.memory)} a GPU."
         )
     if plan.longest_row:

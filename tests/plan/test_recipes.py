@@ -12,7 +12,7 @@ from polaris_fast.plan.advice import advise, longest_row, smallest_remedy, with_
 from polaris_fast.plan.build import resolve_lengths
 from polaris_fast.plan.hardware import GIB, parse_gpus, this_cpu
 from polaris_fast.plan.memory import memory_plan
-from polaris_fast.plan.servers import servers_of, training_part
+from polaris_fast.plan.servers import own_gpus, servers_of, training_part
 from polaris_fast.plan.shapes import ModelShape, shape_of_run
 from polaris_fast.types import UserError
 
@@ -95,6 +95,28 @@ def test_servers_take_gpus_from_training_or_share_them() -> None:
     assert servers is not None and 0 < servers.rows <= config.rollout.max_batch_size
     with pytest.raises(UserError, match=r"--gpus: 4 GPUs, and rollout\.vllm takes 4"):
         training_part(config, parse_gpus("4xA100-80G"))
+
+
+@pytest.mark.parametrize("gpus", ["H200-141G", "4xH200-141G"])
+def test_colocated_servers_are_one_a_rank_and_need_memory_while_they_write(gpus: str) -> None:
+    config, shape = recipe("polaris_9b_lora_1gpu")
+    colocated = config.rollout.vllm.model_copy(
+        update={"placement": "colocated", "gpu_memory_utilization": 0.3}
+    )
+    config = with_settings(config, {"rollout.engine": "vllm", "rollout.vllm": colocated})
+    machine = parse_gpus(gpus)
+    assert training_part(config, machine) == machine and own_gpus(config) == 0
+    plan = memory_plan(config, shape, machine)
+    phases = {phase.name: dict(phase.pieces) for phase in plan.phases}
+    writing = phases.pop("generation")
+    assert plan.servers is not None and plan.servers.count == machine.count
+    assert writing.pop("vLLM server") == int(0.3 * machine.memory_bytes)
+    assert writing.items() <= phases["forward"].items()  # the trainer keeps its state
+    assert not any("vLLM server" in pieces for pieces in phases.values())
+    # one that shares a GPU without sleeping is there all the time
+    awake = config.rollout.vllm.model_copy(update={"placement": "split", "transfer": "ipc"})
+    plan = memory_plan(with_settings(config, {"rollout.vllm": awake}), shape, machine)
+    assert all("vLLM server" in dict(phase.pieces) for phase in plan.phases)
 
 
 def test_one_gpu_sheds_its_optimizer_without_a_launcher() -> None:
