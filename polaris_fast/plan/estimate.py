@@ -48,7 +48,7 @@ def estimate_run(
     """Memory and cost alone, without a search for anything better.
 
     Args:
-        config: with `max_completion_length` resolved.
+        config: as `records.settled` leaves it.
         machine: all of it, servers' GPUs included.
         records: training prompts; empty: not known.
 

@@ -21,7 +21,7 @@ TOKENS_PER_WORD = 1.35
 _MEDIAN_WORDS, _WORDS_SIGMA = 2_400, 0.6
 _MIN_WORDS, _MAX_WORDS = 1_000, 12_000
 _HIT_SIGMA = 0.10
-_THINKING_TOKENS, _THINKING_SIGMA = 600, 0.4
+THINKING_TOKENS, _THINKING_SIGMA = 600, 0.4
 
 
 def draw_steps(
@@ -44,7 +44,7 @@ def draw_steps(
         words = rng.choice(np.asarray(targets, dtype=float), (*shape[:2], 1))
     tokens = words * TOKENS_PER_WORD * np.exp(_HIT_SIGMA * rng.standard_normal(shape))
     if config.data.thinking:
-        tokens += _THINKING_TOKENS * np.exp(_THINKING_SIGMA * rng.standard_normal(shape))
+        tokens += THINKING_TOKENS * np.exp(_THINKING_SIGMA * rng.standard_normal(shape))
     steps: list[list[list[int]]] = np.clip(tokens, 1, limit).astype(int).tolist()
     return steps
 

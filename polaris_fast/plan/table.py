@@ -39,6 +39,8 @@ def render(plan: Plan, width: int = 100, *, colour: bool = False) -> str:
     console = Console(
         file=io.StringIO(), width=width, force_terminal=colour, highlight=False, soft_wrap=False
     )
+    for note in plan.notes:
+        console.print(note, style="bold")
     for part in (_head(plan), memory_table(plan.memory), _layer_table(plan), _verdict(plan)):
         console.print(part)
     if plan.advice:
@@ -249,5 +251,5 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "run": asdict(plan.cost) | {"total_usd": plan.cost.total_usd},
         "assumed": asdict(plan.assumed),
         "lengths": plan.lengths_source,
-        "notes": [VALIDATED, ASSUMED_MEMORY, ASSUMED_TIME],
+        "notes": [*plan.notes, VALIDATED, ASSUMED_MEMORY, ASSUMED_TIME],
     }

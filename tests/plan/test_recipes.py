@@ -9,7 +9,6 @@ import pytest
 from polaris_fast.config import Config
 from polaris_fast.config_file import load_config
 from polaris_fast.plan.advice import advise, longest_row, smallest_remedy, with_settings
-from polaris_fast.plan.build import resolve_lengths
 from polaris_fast.plan.hardware import GIB, parse_gpus, this_cpu
 from polaris_fast.plan.memory import memory_plan
 from polaris_fast.plan.servers import own_gpus, servers_of, training_part
@@ -19,7 +18,7 @@ from polaris_fast.types import UserError
 
 @cache
 def recipe(name: str) -> tuple[Config, ModelShape]:
-    config = resolve_lengths(load_config(name, {}))
+    config = load_config(name, {})
     return config, shape_of_run(config)
 
 
