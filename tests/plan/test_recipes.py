@@ -160,6 +160,41 @@ def test_no_advice_leads_to_the_stage_that_bfloat16_may_not_have() -> None:
             assert advice.settings[1] in ("engine.zero_stage=2", "engine.zero_stage=3")
 
 
+REFUSED = {  # where a switch that is off would be refused
+    "ZeRO-1 in float32": {"dtype": "float32", "engine.kind": "deepspeed", "engine.zero_stage": 1},
+    "ZeRO-3's stage beside servers": {
+        "engine.kind": "replicated", "engine.zero_stage": 3, "rollout.engine": "vllm",
+    },
+    "a run on the CPU": {"device": "cpu"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_run_takes_whatever_the_planner_advises(case: str) -> None:
+    _, shape = recipe("polaris_9b")
+    config = load_config("polaris_9b", {key: str(value) for key, value in REFUSED[case].items()})
+    machine = parse_gpus("4xA100-80G")
+    found = [
+        a.settings for a in advise(config, shape, machine, memory_plan(config, shape, machine))
+    ]
+    remedy = smallest_remedy(config, shape, parse_gpus("4xRTX4090-24G"))
+    found += [] if remedy is None else [remedy[0]]
+    assert found
+    for settings in found:
+        keys = dict(setting.split("=") for setting in settings)
+        load_config("polaris_9b", {k: str(v) for k, v in REFUSED[case].items()} | keys)
+
+
+def test_a_remedy_leaves_out_what_cannot_be_combined() -> None:
+    # 8-bit moments come first and are not enough, and DeepSpeed refuses them
+    config, shape = recipe("polaris_9b")
+    config = with_settings(config, {"engine.kind": "replicated", "engine.zero_stage": 2})
+    remedy = smallest_remedy(config, shape, parse_gpus("4xA100-40G"))
+    assert remedy is not None and remedy[1].fits
+    assert "optim=adamw_8bit" not in remedy[0] and "engine.kind=deepspeed" in remedy[0]
+    load_config("polaris_9b", {"engine.kind": "replicated"} | dict(s.split("=") for s in remedy[0]))
+
+
 def test_liger_s_kernels_leave_less_for_backward() -> None:
     config, shape = recipe("polaris_9b_12k")
     config = with_settings(config, {"gradient_checkpointing": False})
