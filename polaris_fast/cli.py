@@ -203,7 +203,7 @@ def _plan_comment(config: Config) -> str:
     try:
         local = local_records(config)
         config, notes = settled(config, local, Assumptions())
-        memory, cost = estimate_run(config, machine, local.training)
+        memory, cost = estimate_run(config, machine, local.training, local.held_out)
         text = "".join(f"{note}\n" for note in notes)
         text += memory_summary(memory, name) + estimate_summary(memory, cost, machine)
         text += "\nMore, and other machines: polaris plan --help\n"

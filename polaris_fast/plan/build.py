@@ -57,7 +57,7 @@ def make_plan(
     assumed = assumed or Assumptions()
     local = local_records(config)
     config, notes = settled(config, local, assumed)
-    records = local.training
+    records, held_out = local.training, local.held_out
     shape = shape_of_run(config)
     ranks = training_part(config, machine)
     steps, source = steps_of(config, records, lengths_file)
@@ -71,7 +71,14 @@ def make_plan(
         num_ranks=ranks.count,
         memory=memory,
         step=step,
-        cost=run_cost(config, machine, step, assumed, num_records=len(records)),
+        cost=run_cost(
+            config,
+            machine,
+            step,
+            assumed,
+            num_records=len(records),
+            num_held_out=None if held_out is None else len(held_out),
+        ),
         assumed=assumed,
         lengths_source=source,
         notes=notes,

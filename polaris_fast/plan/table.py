@@ -47,6 +47,10 @@ def render(plan: Plan, width: int = 100, *, colour: bool = False) -> str:
         console.print(_advice_table(plan))
     console.print(_time_table(plan))
     console.print(_cost_table(plan))
+    if plan.cost.not_counted:
+        console.print("Not counted above:")
+    for found in plan.cost.not_counted:
+        console.print(f"  {found.words} ({', '.join(found.keys)})")
     assumed = ", ".join(f"{name}={value:g}" for name, value in asdict(plan.assumed).items())
     for line in (VALIDATED, ASSUMED_MEMORY, f"{ASSUMED_TIME} {assumed}."):
         console.print(line, style="dim")
