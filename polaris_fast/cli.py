@@ -176,10 +176,10 @@ def _load_config(known: argparse.Namespace, overrides: dict[str, str]) -> Config
 def _check_local_records(config: Config) -> None:
     """What can be said of the data without its tokenizer."""
     from .data import with_thinking
-    from .plan.build import local_records
+    from .plan.records import local_records
     from .prompts import has_human_row
 
-    records = local_records(config)
+    records = local_records(config).training
     config = config.model_copy(update={"data": with_thinking(config.data, records)})
     for record in records:
         has_human_row(record, config)
@@ -191,17 +191,21 @@ def _plan_comment(config: Config) -> str:
     A model whose config is not here leaves a line that says so: the configuration itself is good.
     """
     from .model.load import quiet_transformers
-    from .plan.build import local_records, resolve_lengths
+    from .plan.assumptions import Assumptions
     from .plan.estimate import estimate_run, estimate_summary
     from .plan.hardware import this_cpu, this_machine
+    from .plan.records import local_records, settled
     from .plan.table import memory_summary
 
     quiet_transformers()
     machine = this_cpu() if config.device == "cpu" else this_machine()
     name = f"{machine.count} x {machine.name}"
     try:
-        memory, cost = estimate_run(resolve_lengths(config), machine, local_records(config))
-        text = memory_summary(memory, name) + estimate_summary(memory, cost, machine)
+        local = local_records(config)
+        config, notes = settled(config, local, Assumptions())
+        memory, cost = estimate_run(config, machine, local.training, local.held_out)
+        text = "".join(f"{note}\n" for note in notes)
+        text += memory_summary(memory, name) + estimate_summary(memory, cost, machine)
         text += "\nMore, and other machines: polaris plan --help\n"
     except UserError as error:
         text = f"no plan: {error}\n"

@@ -414,8 +414,9 @@ class Trainer(ConductedRun):
         return max(1, math.ceil(prompts / self.config.prompts_per_step))
 
     def _estimate(self) -> str | None:
-        world, records = self.conductor.world, self.train_records
-        return estimate_before_run(self.config, self.device.type, world.size, records)
+        records = self.train_records, self.eval_records
+        size = self.conductor.world.size
+        return estimate_before_run(self.config, self.device.type, size, *records)
 
     def _facts(self) -> dict[str, str]:
         config = self.config

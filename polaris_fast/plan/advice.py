@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -59,10 +59,13 @@ def _plan_of_length(config: Config, shape: ModelShape, machine: Machine, length:
 
 
 def advise(config: Config, shape: ModelShape, machine: Machine, now: MemoryPlan) -> list[Advice]:
-    """Each change on its own, largest saving first; those that save nothing are left out."""
+    """Each change on its own, largest saving first; those that save nothing are left out, and
+    those that the configuration refuses."""
     found = []
     for settings, note in _changes(config, shape, machine):
         changed = with_settings(config, settings)
+        if not _is_accepted(changed):
+            continue
         plan = memory_plan(changed, shape, machine)
         saving = now.total - plan.total
         if saving < 0.005 * now.total:
@@ -77,25 +80,31 @@ def smallest_remedy(
 ) -> tuple[tuple[str, ...], MemoryPlan] | None:
     """Changes that together make the run fit, none of them needless; None: all do not suffice."""
 
-    def plan_with(changes: list[dict[str, Any]]) -> tuple[dict[str, Any], MemoryPlan]:
-        settings: dict[str, Any] = {}
-        for change in changes:
-            settings |= change
-        return settings, memory_plan(with_settings(config, settings), shape, machine)
+    def merged(changes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {key: value for change in changes for key, value in change.items()}
+
+    def accepts(changes: Sequence[dict[str, Any]]) -> bool:
+        return _is_accepted(with_settings(config, merged(changes)))
+
+    def plan_with(changes: Sequence[dict[str, Any]]) -> MemoryPlan:
+        return memory_plan(with_settings(config, merged(changes)), shape, machine)
 
     chosen: list[dict[str, Any]] = []
     for change, _ in _changes(config, shape, machine):
+        if not accepts([change]):
+            continue
+        while not accepts([*chosen, change]):  # what it cannot be combined with makes way
+            chosen.remove(next((c for c in chosen if not accepts([c, change])), chosen[0]))
         chosen.append(change)
-        if plan_with(chosen)[1].fits:
+        if plan_with(chosen).fits:
             break
     else:
         return None
     for change in chosen[:-1]:
         others = [c for c in chosen if c is not change]
-        if plan_with(others)[1].fits:
+        if accepts(others) and plan_with(others).fits:
             chosen = others
-    settings, plan = plan_with(chosen)
-    return _words(settings), plan
+    return _words(merged(chosen)), plan_with(chosen)
 
 
 def with_settings(config: Config, settings: dict[str, Any]) -> Config:
@@ -108,6 +117,14 @@ def with_settings(config: Config, settings: dict[str, Any]) -> Config:
         else:
             config = config.model_copy(update={key: value})
     return config
+
+
+def _is_accepted(config: Config) -> bool:
+    try:
+        Config.model_validate(config.model_dump())
+    except (ValueError, UserError):
+        return False
+    return True
 
 
 def _changes(
@@ -174,7 +191,8 @@ def _shardings(config: Config, num_ranks: int) -> Iterator[tuple[dict[str, Any],
     sharded = config.engine.kind == "deepspeed"
     stage = config.engine.zero_stage if sharded else 0
     kind: dict[str, Any] = {} if sharded else {"engine.kind": "deepspeed"}
-    if not sharded and config.engine.zero_stage == 1:  # refused in bfloat16
+    refused = (1, 3) if config.rollout.engine == "vllm" else (1,)  # 1 in bfloat16, 3 with servers
+    if not sharded and config.engine.zero_stage in refused:
         kind["engine.zero_stage"] = 2
     if config.optim == "adamw_8bit":  # which DeepSpeed cannot cut
         kind["optim"] = "adamw_torch"

@@ -36,6 +36,9 @@ class Assumptions:
     """Share of the rubric's tokens that the provider's cache holds."""
     num_prompts: float = 1_388.0
     """Training prompts, where `data.path` does not tell: the paper's."""
+    longest_story_words: float = 12_000.0
+    """Words of the longest human story, where `max_completion_length` is left to data that is not
+    on this machine; at most `data.max_target_words`."""
     gpu_hour_usd: float = 0.0
     """Price of one GPU for one hour; 0: unknown."""
 

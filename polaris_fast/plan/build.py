@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..config import Config
-from ..data import load_records, split_records
 from ..types import StoryRecord
 from .advice import Advice, advise, longest_row, smallest_remedy
 from .assumptions import Assumptions
 from .balance import Groups
 from .cost import RunCost, run_cost
 from .hardware import Machine
-from .lengths import TOKENS_PER_WORD, draw_steps, recorded_steps
+from .lengths import draw_steps, recorded_steps
 from .memory import MemoryPlan, memory_plan
+from .records import local_records, settled
 from .sample import trained_parameters
 from .servers import training_part
 from .shapes import ModelShape, shape_of_run
@@ -28,7 +27,7 @@ _SIMULATED_STEPS = 50
 class Plan:
     """A run on a machine, before it starts."""
 
-    config: Config  # lengths resolved
+    config: Config  # lengths and thinking settled
     shape: ModelShape
     machine: Machine  # all of it
     num_ranks: int  # that train
@@ -37,6 +36,7 @@ class Plan:
     cost: RunCost
     assumed: Assumptions
     lengths_source: str
+    notes: tuple[str, ...]  # what was assumed of data that is not here
     longest_row: int
     advice: tuple[Advice, ...]
     remedy: tuple[str, ...] | None  # settings that make it fit; None: it fits, or nothing does
@@ -55,8 +55,9 @@ def make_plan(
         UserError: the model's config, the data or the lengths cannot be read.
     """
     assumed = assumed or Assumptions()
-    records = local_records(config)
-    config = resolve_lengths(config)
+    local = local_records(config)
+    config, notes = settled(config, local, assumed)
+    records, held_out = local.training, local.held_out
     shape = shape_of_run(config)
     ranks = training_part(config, machine)
     steps, source = steps_of(config, records, lengths_file)
@@ -70,9 +71,17 @@ def make_plan(
         num_ranks=ranks.count,
         memory=memory,
         step=step,
-        cost=run_cost(config, machine, step, assumed, num_records=len(records)),
+        cost=run_cost(
+            config,
+            machine,
+            step,
+            assumed,
+            num_records=len(records),
+            num_held_out=None if held_out is None else len(held_out),
+        ),
         assumed=assumed,
         lengths_source=source,
+        notes=notes,
         longest_row=longest_row(config, shape, ranks),
         advice=tuple(advise(config, shape, ranks, memory)),
         remedy=None if remedy is None else remedy[0],
@@ -100,22 +109,3 @@ def step_time_of(
 ) -> StepTime:
     trained = trained_parameters(config, shape)
     return step_time(config, shape, ranks, steps, assumed, trained=trained, servers=memory.servers)
-
-
-def resolve_lengths(config: Config) -> Config:
-    """`max_completion_length: null` from the longest story's words: no tokenizer is loaded."""
-    if config.max_completion_length is not None:
-        return config
-    words = (len((record.story or "").split()) for record in load_records(config.data))
-    return config.with_room_for(int(max(words, default=0) * TOKENS_PER_WORD))
-
-
-def local_records(config: Config) -> list[StoryRecord]:
-    """Training records that can be read here and now; none for data that is elsewhere."""
-    path = config.data.path
-    if path is None and config.model_name_or_path is not None:
-        return []  # a shipped configuration whose data is still to be named
-    if path is not None and not Path(path).exists():
-        return []
-    train, _ = split_records(config.data, load_records(config.data))
-    return train

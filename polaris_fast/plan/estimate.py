@@ -12,13 +12,17 @@ from .build import step_time_of, steps_of
 from .cost import RunCost, run_cost
 from .hardware import Machine, this_cpu, this_machine
 from .memory import MemoryPlan, memory_plan
-from .servers import training_part
+from .servers import own_gpus, training_part
 from .shapes import shape_of_run
 from .table import gib, usd
 
 
 def estimate_before_run(
-    config: Config, device_type: str, num_ranks: int, records: Sequence[StoryRecord]
+    config: Config,
+    device_type: str,
+    num_ranks: int,
+    records: Sequence[StoryRecord],
+    held_out: Sequence[StoryRecord] = (),
 ) -> str | None:
     """The line that a run prints; None where it takes neither a GPU nor money.
 
@@ -26,7 +30,9 @@ def estimate_before_run(
 
     Args:
         device_type: "cuda" or "cpu", of every rank.
+        num_ranks: that train; launched servers' own GPUs come on top.
         records: training prompts.
+        held_out: prompts of the evaluations.
     """
     is_gpu = device_type == "cuda"
     if not is_gpu and (config.reward.function or config.judge.base_url is None):
@@ -34,20 +40,26 @@ def estimate_before_run(
     try:
         machine = this_machine() if is_gpu else this_cpu()
         share = machine.memory_bytes if is_gpu else machine.memory_bytes // num_ranks
-        machine = replace(machine, count=num_ranks, memory_bytes=share)
-        return estimate_summary(*estimate_run(config, machine, records), machine)
+        count = num_ranks + (own_gpus(config) if is_gpu else 0)
+        machine = replace(machine, count=count, memory_bytes=share)
+        return estimate_summary(*estimate_run(config, machine, records, held_out), machine)
     except UserError as error:
         return f"no estimate: {error}"
 
 
 def estimate_run(
-    config: Config, machine: Machine, records: Sequence[StoryRecord]
+    config: Config,
+    machine: Machine,
+    records: Sequence[StoryRecord],
+    held_out: Sequence[StoryRecord] | None = (),
 ) -> tuple[MemoryPlan, RunCost]:
     """Memory and cost alone, without a search for anything better.
 
     Args:
-        config: with `max_completion_length` resolved.
+        config: as `records.settled` leaves it.
+        machine: all of it, servers' GPUs included.
         records: training prompts; empty: not known.
+        held_out: prompts of the evaluations; None: not known.
 
     Raises:
         UserError: as `make_plan`.
@@ -58,7 +70,15 @@ def estimate_run(
     steps, _ = steps_of(config, records, None)
     memory = memory_plan(config, shape, ranks)
     step = step_time_of(config, shape, ranks, steps, assumed, memory)
-    return memory, run_cost(config, machine, step, assumed, num_records=len(records))
+    cost = run_cost(
+        config,
+        machine,
+        step,
+        assumed,
+        num_records=len(records),
+        num_held_out=None if held_out is None else len(held_out),
+    )
+    return memory, cost
 
 
 def estimate_summary(memory: MemoryPlan, cost: RunCost, machine: Machine) -> str:
@@ -74,4 +94,7 @@ def estimate_summary(memory: MemoryPlan, cost: RunCost, machine: Machine) -> str
         parts.append(f"about {cost.hours:,.1f} h, {cost.gpu_hours:,.1f} GPU hours")
     verdict = "" if memory.fits else ": IT WILL NOT FIT"
     parts.append(f"{gib(memory.total)} of {gib(memory.available)} a rank{verdict}")
+    if cost.not_counted:
+        keys = [key for found in cost.not_counted for key in found.keys]
+        parts.append(f"not counted: {', '.join(keys)} (docs/plan.md)")
     return f"estimate: {'; '.join(parts)}"

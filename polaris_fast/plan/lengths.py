@@ -9,6 +9,7 @@ tokens, and thinking, where it is on, adds 600 tokens (sigma 40 %). All of this 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ TOKENS_PER_WORD = 1.35
 _MEDIAN_WORDS, _WORDS_SIGMA = 2_400, 0.6
 _MIN_WORDS, _MAX_WORDS = 1_000, 12_000
 _HIT_SIGMA = 0.10
-_THINKING_TOKENS, _THINKING_SIGMA = 600, 0.4
+THINKING_TOKENS, _THINKING_SIGMA = 600, 0.4
 
 
 def draw_steps(
@@ -44,9 +45,18 @@ def draw_steps(
         words = rng.choice(np.asarray(targets, dtype=float), (*shape[:2], 1))
     tokens = words * TOKENS_PER_WORD * np.exp(_HIT_SIGMA * rng.standard_normal(shape))
     if config.data.thinking:
-        tokens += _THINKING_TOKENS * np.exp(_THINKING_SIGMA * rng.standard_normal(shape))
+        tokens += THINKING_TOKENS * np.exp(_THINKING_SIGMA * rng.standard_normal(shape))
     steps: list[list[list[int]]] = np.clip(tokens, 1, limit).astype(int).tolist()
     return steps
+
+
+def story_tokens(config: Config, lengths: Sequence[int]) -> int:
+    """What the judge reads of rows of that many completion tokens: all but the thinking.
+
+    The thinking is the mean of what `draw_steps` adds, for recorded lengths too.
+    """
+    mean = THINKING_TOKENS * math.exp(_THINKING_SIGMA**2 / 2) if config.data.thinking else 0.0
+    return int(sum(max(0.0, n - mean) for n in lengths))
 
 
 def recorded_steps(path: str, config: Config, num_steps: int) -> list[list[list[int]]]:

@@ -154,15 +154,19 @@ def _phases(
     ]
     # On the CPU the head keeps its buffers from call to call.
     state.append(("head's workspace", head.workspace))
-    if servers is not None and servers.shares_gpus:
+    writing = []
+    if servers is not None and servers.sleeps:
+        writing = [*state, ("vLLM server", servers.memory)]
+        state.append(("sleeping server's context", _CONTEXT_BYTES * (machine.device == "cuda")))
+    elif servers is not None and servers.shares_gpus:
         state.append(("vLLM server", servers.memory))
+    elif servers is None:
+        gathered = ("gathered weights", engine.gather)
+        writing = [*state, gathered, *generation_bytes(config, shape, machine.count)]
     training = [*state, ("gradients", engine.gradients), ("engine's buffers", engine.buffers)]
     saved = micro_batch.saved
-    phases = []
-    if servers is None:
-        written = generation_bytes(config, shape, machine.count)
-        gathered = ("gathered weights", engine.gather)
-        phases = [Phase("generation", _present([*state, gathered, *written]))]
+    # Servers on other GPUs, or awake all the time, add nothing to what training needs.
+    phases = [Phase("generation", _present(writing))] if writing else []
     for name, peak in micro_batch.peaks().items():
         on_the_way = engine.backward if name == "backward" else 0
         kept = min(saved, peak)

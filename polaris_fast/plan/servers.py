@@ -22,13 +22,18 @@ class Servers:
 
     count: int
     gpus_each: int
-    shares_gpus: bool  # with the trainer: `ipc`
+    shares_gpus: bool  # with the trainer: `colocated` and `ipc`
+    sleeps: bool  # while the trainer trains: `colocated`
     memory: int  # bytes of one GPU that the server takes
     rows: int  # of full length that one server holds at once, at most `rollout.max_batch_size`
 
 
 def servers_of(config: Config, shape: ModelShape, machine: Machine) -> Servers | None:
-    """The configured servers; None where stories are written with the training weights."""
+    """The configured servers; None where stories are written with the training weights.
+
+    Args:
+        machine: the ranks' part: colocated servers are one a rank.
+    """
     if config.rollout.engine != "vllm":
         return None
     vllm = config.rollout.vllm
@@ -39,13 +44,23 @@ def servers_of(config: Config, shape: ModelShape, machine: Machine) -> Servers |
     room = tp * (memory - _WORKSPACE) - _weights(config, shape)
     length = config.max_prompt_length + (config.max_completion_length or 0)
     per_row = length * cache_bytes_per_token(config, shape) + state_bytes_per_row(config, shape)
+    sleeps = vllm.placement == "colocated"
+    launched = machine.count if sleeps else vllm.num_servers
     return Servers(
-        count=vllm.num_servers if vllm.launch else len(vllm.base_urls),
+        count=launched if vllm.launch else len(vllm.base_urls),
         gpus_each=tp,
-        shares_gpus=vllm.transfer == "ipc",
+        shares_gpus=vllm.shares_trainers_gpu,
+        sleeps=sleeps,
         memory=memory,
         rows=max(0, min(config.rollout.max_batch_size, room // per_row)),
     )
+
+
+def own_gpus(config: Config) -> int:
+    """GPUs that launched servers keep for themselves."""
+    vllm = config.rollout.vllm
+    own = config.rollout.engine == "vllm" and vllm.launch and not vllm.shares_trainers_gpu
+    return vllm.num_servers * vllm.tensor_parallel_size if own else 0
 
 
 def training_part(config: Config, machine: Machine) -> Machine:
@@ -54,16 +69,15 @@ def training_part(config: Config, machine: Machine) -> Machine:
     Raises:
         UserError: they leave none to train on.
     """
-    vllm = config.rollout.vllm
-    own = config.rollout.engine == "vllm" and vllm.launch and vllm.transfer != "ipc"
-    if not own or machine.device == "cpu":
+    taken = own_gpus(config) if machine.device == "cuda" else 0
+    if not taken:
         return machine
-    taken = vllm.num_servers * vllm.tensor_parallel_size
     if taken >= machine.count:
         raise UserError(
             f"--gpus: {machine.count} GPUs, and rollout.vllm takes {taken} (num_servers * "
             "tensor_parallel_size): none is left to train on; give more GPUs or fewer servers, or "
-            "set rollout.vllm.transfer to ipc"
+            "set rollout.vllm.placement to colocated and rollout.vllm.gpu_memory_utilization to "
+            "the servers' share of each GPU"
         )
     return replace(machine, count=machine.count - taken)
 

@@ -39,12 +39,18 @@ def render(plan: Plan, width: int = 100, *, colour: bool = False) -> str:
     console = Console(
         file=io.StringIO(), width=width, force_terminal=colour, highlight=False, soft_wrap=False
     )
+    for note in plan.notes:
+        console.print(note, style="bold")
     for part in (_head(plan), memory_table(plan.memory), _layer_table(plan), _verdict(plan)):
         console.print(part)
     if plan.advice:
         console.print(_advice_table(plan))
     console.print(_time_table(plan))
     console.print(_cost_table(plan))
+    if plan.cost.not_counted:
+        console.print("Not counted above:")
+    for found in plan.cost.not_counted:
+        console.print(f"  {found.words} ({', '.join(found.keys)})")
     assumed = ", ".join(f"{name}={value:g}" for name, value in asdict(plan.assumed).items())
     for line in (VALIDATED, ASSUMED_MEMORY, f"{ASSUMED_TIME} {assumed}."):
         console.print(line, style="dim")
@@ -138,8 +144,9 @@ def _verdict(plan: Plan) -> str:
         lines.append(f"CPU memory: about {gib(memory.engine.host)} for all ranks together.")
     servers = memory.servers
     if servers is not None:
+        where = " (on the ranks' GPUs, asleep while they train)" if servers.sleeps else ""
         lines.append(
-            f"vLLM: {servers.count} servers of {servers.gpus_each} GPUs, each writes "
+            f"vLLM: {servers.count} servers of {servers.gpus_each} GPUs{where}, each writes "
             f"{servers.rows} rows of full length at once in {gib(servers.memory)} a GPU."
         )
     if plan.longest_row:
@@ -248,5 +255,5 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "run": asdict(plan.cost) | {"total_usd": plan.cost.total_usd},
         "assumed": asdict(plan.assumed),
         "lengths": plan.lengths_source,
-        "notes": [VALIDATED, ASSUMED_MEMORY, ASSUMED_TIME],
+        "notes": [*plan.notes, VALIDATED, ASSUMED_MEMORY, ASSUMED_TIME],
     }

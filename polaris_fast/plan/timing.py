@@ -16,6 +16,7 @@ from .assumptions import Assumptions
 from .balance import Balance, Groups, simulate
 from .generation import cache_bytes_per_token, state_bytes_per_row
 from .hardware import Machine
+from .lengths import story_tokens
 from .sample import Trained
 from .servers import Servers
 from .shapes import ModelShape
@@ -33,7 +34,8 @@ class StepTime:
 
     phases: tuple[tuple[str, float], ...]
     balance: Balance
-    rollout_tokens: float  # of a step
+    rollout_tokens: float  # of a step, thinking included
+    story_tokens: float  # of a step: what the judge reads of them
     train_tokens: float
 
     @property
@@ -86,7 +88,10 @@ def step_time(
         ("optimizer", optimizer),
     )
     train_tokens = float(np.mean([sum(n for g in groups for n in g) for groups in rows]))
-    return StepTime(phases, balance, tokens, train_tokens * updates)
+    stories = float(
+        np.mean([story_tokens(config, [n for g in groups for n in g]) for groups in steps])
+    )
+    return StepTime(phases, balance, tokens, stories, train_tokens * updates)
 
 
 def row_cost(shape: ModelShape) -> RowCost:

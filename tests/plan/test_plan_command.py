@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from polaris_fast.cli import main
 from polaris_fast.config import Config, JudgeConfig
 from polaris_fast.model.tiny import tiny_config
+from polaris_fast.plan import estimate
 from polaris_fast.plan.estimate import estimate_before_run
+from polaris_fast.plan.hardware import parse_gpus
 from polaris_fast.types import StoryRecord
 
 
@@ -100,3 +103,20 @@ def test_a_run_that_costs_money_says_so_before_it_starts() -> None:
     assert estimate_before_run(Config(), "cpu", 1, records) is None
     unknown = config.model_copy(update={"model_name_or_path": "nobody/no-such-model"})
     assert "no estimate" in (estimate_before_run(unknown, "cpu", 1, records) or "")
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_a_run_s_servers_have_gpus_besides_those_of_its_ranks(
+    num_ranks: int, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "this_machine", lambda: parse_gpus("8xA100-40G"))
+    seen: list[Any] = []
+    monkeypatch.setattr(estimate, "estimate_summary", lambda *found: seen.append(found) or "")
+    rollout = {"engine": "vllm", "vllm": {"gpus": [num_ranks]}}
+    for changes in ({"rollout": rollout}, {}):
+        config = Config.model_validate({"model_name_or_path": model, "max_steps": 10} | changes)
+        estimate_before_run(config, "cuda", num_ranks, [])
+    (memory, cost, _), (alone, _, _) = seen
+    training = [next(p for p in plan.phases if p.name == "backward") for plan in (memory, alone)]
+    assert training[0] == training[1] and memory.overhead == alone.overhead
+    assert cost.gpu_hours == pytest.approx((num_ranks + 1) * cost.hours)

@@ -9,17 +9,16 @@ import pytest
 from polaris_fast.config import Config
 from polaris_fast.config_file import load_config
 from polaris_fast.plan.advice import advise, longest_row, smallest_remedy, with_settings
-from polaris_fast.plan.build import resolve_lengths
 from polaris_fast.plan.hardware import GIB, parse_gpus, this_cpu
 from polaris_fast.plan.memory import memory_plan
-from polaris_fast.plan.servers import servers_of, training_part
+from polaris_fast.plan.servers import own_gpus, servers_of, training_part
 from polaris_fast.plan.shapes import ModelShape, shape_of_run
 from polaris_fast.types import UserError
 
 
 @cache
 def recipe(name: str) -> tuple[Config, ModelShape]:
-    config = resolve_lengths(load_config(name, {}))
+    config = load_config(name, {})
     return config, shape_of_run(config)
 
 
@@ -97,6 +96,28 @@ def test_servers_take_gpus_from_training_or_share_them() -> None:
         training_part(config, parse_gpus("4xA100-80G"))
 
 
+@pytest.mark.parametrize("gpus", ["H200-141G", "4xH200-141G"])
+def test_colocated_servers_are_one_a_rank_and_need_memory_while_they_write(gpus: str) -> None:
+    config, shape = recipe("polaris_9b_lora_1gpu")
+    colocated = config.rollout.vllm.model_copy(
+        update={"placement": "colocated", "gpu_memory_utilization": 0.3}
+    )
+    config = with_settings(config, {"rollout.engine": "vllm", "rollout.vllm": colocated})
+    machine = parse_gpus(gpus)
+    assert training_part(config, machine) == machine and own_gpus(config) == 0
+    plan = memory_plan(config, shape, machine)
+    phases = {phase.name: dict(phase.pieces) for phase in plan.phases}
+    writing = phases.pop("generation")
+    assert plan.servers is not None and plan.servers.count == machine.count
+    assert writing.pop("vLLM server") == int(0.3 * machine.memory_bytes)
+    assert writing.items() <= phases["forward"].items()  # the trainer keeps its state
+    assert not any("vLLM server" in pieces for pieces in phases.values())
+    # one that shares a GPU without sleeping is there all the time
+    awake = config.rollout.vllm.model_copy(update={"placement": "split", "transfer": "ipc"})
+    plan = memory_plan(with_settings(config, {"rollout.vllm": awake}), shape, machine)
+    assert all("vLLM server" in dict(phase.pieces) for phase in plan.phases)
+
+
 def test_one_gpu_sheds_its_optimizer_without_a_launcher() -> None:
     config, shape = recipe("polaris_9b")
     config = with_settings(config, {"engine.kind": "replicated"})
@@ -137,6 +158,41 @@ def test_no_advice_leads_to_the_stage_that_bfloat16_may_not_have() -> None:
     for advice in advise(config, shape, machine, memory_plan(config, shape, machine)):
         if "engine.kind=deepspeed" in advice.settings:
             assert advice.settings[1] in ("engine.zero_stage=2", "engine.zero_stage=3")
+
+
+REFUSED = {  # where a switch that is off would be refused
+    "ZeRO-1 in float32": {"dtype": "float32", "engine.kind": "deepspeed", "engine.zero_stage": 1},
+    "ZeRO-3's stage beside servers": {
+        "engine.kind": "replicated", "engine.zero_stage": 3, "rollout.engine": "vllm",
+    },
+    "a run on the CPU": {"device": "cpu"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_run_takes_whatever_the_planner_advises(case: str) -> None:
+    _, shape = recipe("polaris_9b")
+    config = load_config("polaris_9b", {key: str(value) for key, value in REFUSED[case].items()})
+    machine = parse_gpus("4xA100-80G")
+    found = [
+        a.settings for a in advise(config, shape, machine, memory_plan(config, shape, machine))
+    ]
+    remedy = smallest_remedy(config, shape, parse_gpus("4xRTX4090-24G"))
+    found += [] if remedy is None else [remedy[0]]
+    assert found
+    for settings in found:
+        keys = dict(setting.split("=") for setting in settings)
+        load_config("polaris_9b", {k: str(v) for k, v in REFUSED[case].items()} | keys)
+
+
+def test_a_remedy_leaves_out_what_cannot_be_combined() -> None:
+    # 8-bit moments come first and are not enough, and DeepSpeed refuses them
+    config, shape = recipe("polaris_9b")
+    config = with_settings(config, {"engine.kind": "replicated", "engine.zero_stage": 2})
+    remedy = smallest_remedy(config, shape, parse_gpus("4xA100-40G"))
+    assert remedy is not None and remedy[1].fits
+    assert "optim=adamw_8bit" not in remedy[0] and "engine.kind=deepspeed" in remedy[0]
+    load_config("polaris_9b", {"engine.kind": "replicated"} | dict(s.split("=") for s in remedy[0]))
 
 
 def test_liger_s_kernels_leave_less_for_backward() -> None:
