@@ -86,6 +86,10 @@ class DeepSpeedEngine:
         device: torch.device = self.engine.device
         return device
 
+    @property
+    def num_updates(self) -> int:
+        return int(self.scheduler.last_epoch)
+
     def ref_logps(self, batch: PackedBatch) -> torch.Tensor:
         return reference_logps(self.model, self.reference, self.adapters, batch, self.config)
 

@@ -63,6 +63,10 @@ class SingleEngine:
         return device
 
     @property
+    def num_updates(self) -> int:
+        return int(self.scheduler.last_epoch)
+
+    @property
     def learning_rate(self) -> float:
         """Learning rate of the next update."""
         return float(self.scheduler.get_last_lr()[0])

@@ -180,7 +180,7 @@ def _load_parts(orders: Orders, world: World, fleet: Fleet | None) -> Parts:
     if orders.checkpoint is not None:
         engine.load(Path(orders.checkpoint))
     rollouts = _rollouts(config, engine, adapters, fleet)
-    return Parts(model, engine, SlotTrainer(engine, config), rollouts)
+    return Parts(model, engine, SlotTrainer(engine, config, world.rank), rollouts)
 
 
 def _choose_kernels(
