@@ -241,8 +241,9 @@ def check_engine(config: Config, device: torch.device, world: World) -> None:
         UserError: names the key, `engine.kind` for one, and the remedy.
     """
     if config.engine.kind == "deepspeed":
-        from ..engine.deepspeed import import_deepspeed
+        from ..engine.deepspeed import import_deepspeed, read_user_config
 
+        read_user_config(config)
         import_deepspeed(device.type)
     elif config.engine.offload_optimizer and (device.type == "cpu" or world.size > 1):
         what = "the device is the CPU" if device.type == "cpu" else f"{world.size} processes train"
