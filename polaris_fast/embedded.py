@@ -18,6 +18,7 @@ from .config import Config
 from .data import load_samples
 from .groups import human_row
 from .model.load import prepare_model
+from .model.logits import logit_options
 from .model.packed import packed_hidden_states
 from .model.tiny import tiny_model
 from .packing import pack_rows
@@ -129,7 +130,8 @@ def _warm_start(
         chosen = torch.randperm(len(rows), generator=generator)[: settings.warm_start_batch_size]
         batch = pack_rows([rows[i] for i in chosen.tolist()], model.device)
         hidden = packed_hidden_states(model, batch)[batch.logit_positions]
-        loss = -model.lm_head.logps(hidden, targets=batch.targets).logps.mean()
+        options = logit_options(model.config)
+        loss = -model.lm_head.logps(hidden, targets=batch.targets, **options).logps.mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         decay = 0.5 * (1 + math.cos(math.pi * step / settings.warm_start_steps))

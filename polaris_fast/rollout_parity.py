@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .config import Config
+from .model.logits import logit_options
 from .model.packed import packed_hidden_states
 from .packing import pack_rows
 from .rollout.base import Completion, RolloutEngine, RolloutRequest, SamplingParams
@@ -82,6 +83,7 @@ def trainer_logps(model: Any, row: _Row, config: Config) -> torch.Tensor:
             targets=batch.targets,
             temperature=config.temperature,
             logits_dtype=config.logits_dtype,
+            **logit_options(model.config),
         ).logps
     finally:
         model.train(was_training)

@@ -20,7 +20,8 @@ from .story_log import drop_stories_after
 from .types import UserError
 
 CONFIG_FILE = "config.yaml"
-# What a resumed run must share with the run it goes on with: its rows depend on them.
+# What a resumed run must share with the run it goes on with, keys and whole sections: its rows
+# depend on them, or what its checkpoints hold.
 _FIXED = (
     "model_name_or_path",
     "seed",
@@ -29,6 +30,12 @@ _FIXED = (
     "num_generations",
     "data",
     "embedded",
+    "optim",
+    "lora.r",
+    "lora.alpha",
+    "lora.target_modules",
+    "engine.kind",
+    "engine.zero_stage",
 )
 
 
@@ -79,20 +86,33 @@ def check_same_run(config: Config, checkpoint: Path) -> None:
     path = checkpoint.parent / CONFIG_FILE
     if not path.is_file():
         return
-    stored, now = yaml.safe_load(path.read_text()), config.model_dump(mode="json")
-    for key in _FIXED:
-        before, after = stored.get(key), now[key]
-        if isinstance(after, dict) and isinstance(before, dict):
-            differing = [k for k in after if before.get(k) != after[k]]
-            if differing:
-                key, before, after = f"{key}.{differing[0]}", before.get(differing[0]), None
-                after = now[key.split(".")[0]][differing[0]]
-        if before != after:
+    stored, now = _flat(yaml.safe_load(path.read_text())), _flat(config.model_dump(mode="json"))
+    for key, after in now.items():
+        before = stored.get(key)
+        if before != after and _is_fixed(key, config):
             raise UserError(
                 f"{key}: the run in {checkpoint.parent} has {before!r}, this one {after!r}; resume "
                 f"with the run's own {path}, or start a new run from the checkpoint by "
                 f"--model_name_or_path {checkpoint}"
             )
+
+
+def _is_fixed(key: str, config: Config) -> bool:
+    """False too for what has no effect, such as the ZeRO stage where nothing is sharded."""
+    if key in ("lora.alpha", "lora.target_modules") and config.lora.r == 0:
+        return False
+    if key == "engine.zero_stage" and config.engine.kind != "deepspeed":
+        return False
+    return key in _FIXED or key.split(".")[0] in _FIXED
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """Sections' fields by `section.field`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {}
+        flat |= inner or {key: value}
+    return flat
 
 
 def open_run(run_dir: Path) -> None:

@@ -20,6 +20,7 @@ from polaris_kernels import LossRows, merge_metrics
 
 from .config import Config
 from .engine import Engine, UpdateResult
+from .groups import row_seed
 from .packing import PackedBatch, RowCost, pack_rows
 from .types import Row, RowKind, UserError
 
@@ -100,13 +101,15 @@ class SlotTrainer:
 
     num_ranks = 1
 
-    def __init__(self, engine: Engine, config: Config) -> None:
-        self.engine, self.config = engine, config
+    def __init__(self, engine: Engine, config: Config, rank: int = 0) -> None:
+        self.engine, self.config, self.rank = engine, config, rank
+        self._is_seeded = False  # for the present step
         self.row_cost = RowCost.of_model(engine.model)
         self._slots: list[Slot] = []
         self._sums = PassSums()
 
     def first_pass(self, slots: Sequence[Sequence[Row]], denominator: float) -> None:
+        self._seed_step()
         for rows in slots:
             self.check(rows)
             batch = pack_rows(rows, self.engine.device)
@@ -127,6 +130,7 @@ class SlotTrainer:
         Engines that shard the weights gather them for every forward, on all ranks together: those
         of `again` among them, so the slot is kept as any other.
         """
+        self._seed_step()
         slot = Slot(pack_rows([row], self.engine.device), [row], None, is_idle=True)
         if self.config.beta > 0:
             slot.ref_logps = self.engine.ref_logps(slot.batch)
@@ -150,10 +154,21 @@ class SlotTrainer:
     def end_step(self) -> None:
         self._slots.clear()
         self._sums = PassSums()
+        self._is_seeded = False
         self.engine.discard_gradients()
 
     def save(self, folder: Path) -> None:
         self.engine.save(folder)
+
+    def _seed_step(self) -> None:
+        """Dropout of a step draws from (seed, updates before it, rank), so a resumed run repeats.
+
+        torch's generators of all devices, once before the step's first pass.
+        """
+        if not self._is_seeded:
+            stream = f"dropout/{self.engine.num_updates}/{self.rank}"
+            torch.manual_seed(row_seed(self.config.seed, stream))
+            self._is_seeded = True
 
     def _keep(self, slot: Slot) -> None:
         if self.config.num_iterations > 1:

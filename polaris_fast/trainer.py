@@ -32,6 +32,7 @@ from .judge import JudgePool, Scorer, open_scorer
 from .judge.canary import CanaryWatch
 from .metrics import METRICS_FILE, PhaseClock, read_metrics
 from .model.load import read_config
+from .model.positions import check_positions
 from .model_card import write_model_card
 from .plan.estimate import estimate_before_run
 from .profiling import profiled
@@ -84,6 +85,7 @@ class Trainer(ConductedRun):
         self.config = self._resolve_lengths()
         self.builder = PromptBuilder(self.tokenizer, self.config)
         self.num_human = self._check_records()
+        self._check_positions()
         self.ahead: WritingAhead | None = None
         self.settle_s = 0.0  # since the last step
         self.total_steps = self._total_steps()
@@ -137,6 +139,20 @@ class Trainer(ConductedRun):
                 self.builder.human_completion_ids(record)
                 num_human += 1
         return num_human
+
+    def _check_positions(self) -> None:
+        """The model must know positions for the longest row that can be written."""
+        path, completion = self.config.model_name_or_path, self.config.max_completion_length or 0
+        if path is None:
+            return
+
+        def longest() -> int:
+            records = [*self.train_records, *self.eval_records]
+            return max(len(self.builder.prompt_ids(r)) for r in records) + completion
+
+        limit = self.config.max_prompt_length + completion
+        if words := check_positions(path, limit, longest):
+            self.view.warn(words)
 
     def _setup(self, stack: ExitStack) -> None:
         config = self.config

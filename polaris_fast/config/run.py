@@ -94,7 +94,7 @@ class Config(Section):
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate of AdamW."""
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
-    """Schedule, by transformers."""
+    """Schedule, by transformers; `constant` takes no warm-up."""
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear learning-rate warm-up."""
     weight_decay: float = Field(0.0, ge=0)
@@ -227,6 +227,11 @@ class Config(Section):
             raise ValueError(
                 "liger_kernels: Liger's kernels run on GPUs, but device is cpu; set liger_kernels "
                 "to false, or device to auto or cuda"
+            )
+        if self.warmup_steps and self.lr_scheduler_type == "constant":
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) has no effect with lr_scheduler_type constant;"
+                " set lr_scheduler_type to constant_with_warmup, or warmup_steps to 0"
             )
         self._check_optimizer()
         if self.max_steps == 0:

@@ -55,6 +55,11 @@ class EngineConfig(Section):
                 f"offload_param needs kind deepspeed, got {self.kind}; set kind to deepspeed and "
                 "zero_stage to 3, or offload_param to false"
             )
+        if self.deepspeed_config is not None and self.kind != "deepspeed":
+            raise ValueError(
+                f"deepspeed_config ({self.deepspeed_config}) needs kind deepspeed, got "
+                f"{self.kind}; set kind to deepspeed, or deepspeed_config to null"
+            )
         if self.offload_param and self.zero_stage != 3:
             raise ValueError(
                 f"offload_param needs zero_stage 3, got {self.zero_stage}; set zero_stage to 3 or "

@@ -33,6 +33,11 @@ class Engine(Protocol):
         """Where packed batches must be."""
         ...
 
+    @property
+    def num_updates(self) -> int:
+        """Updates of the run so far, refused and skipped ones too: the schedule's position."""
+        ...
+
     def ref_logps(self, batch: PackedBatch) -> torch.Tensor:
         """Log-probs of the batch's targets under the frozen reference, no gradient: (N,) fp32."""
         ...

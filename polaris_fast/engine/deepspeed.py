@@ -86,6 +86,10 @@ class DeepSpeedEngine:
         device: torch.device = self.engine.device
         return device
 
+    @property
+    def num_updates(self) -> int:
+        return int(self.scheduler.last_epoch)
+
     def ref_logps(self, batch: PackedBatch) -> torch.Tensor:
         return reference_logps(self.model, self.reference, self.adapters, batch, self.config)
 
@@ -254,9 +258,18 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
     }
     if config.dtype == "bfloat16":
         ours["bf16"] = {"enabled": True, "check_grad_overflow": True}
-    theirs = _user_config(config)
-    _check_user_config(theirs, config)
-    return _merged(ours, theirs)
+    return _merged(ours, read_user_config(config))
+
+
+def read_user_config(config: Config) -> dict[str, Any]:
+    """What `engine.deepspeed_config` names; empty without it.
+
+    Raises:
+        UserError: no such file, or settings that must not be changed.
+    """
+    tree = _user_config(config)
+    _check_user_config(tree, config)
+    return tree
 
 
 def _check_user_config(tree: Mapping[str, Any], config: Config) -> None:

@@ -19,6 +19,7 @@ from polaris_kernels import GRPOLossOutput, LossRows, LossSpec
 
 from ..config import Config
 from ..model.carried import find_base, save_carried
+from ..model.logits import logit_options
 from ..model.lora import Adapters
 from ..model.memory import kept_activations, logits_chunk_bytes
 from ..model.packed import packed_hidden_states
@@ -74,7 +75,7 @@ def reference_logps(
 
 
 def head_options(model: Any, config: Config) -> dict[str, Any]:
-    """The run's settings as the fused head's keywords."""
+    """The run's settings, and what the model does to its logits, as the fused head's keywords."""
     head = model.lm_head
     return {
         "temperature": config.temperature,
@@ -82,6 +83,7 @@ def head_options(model: Any, config: Config) -> dict[str, Any]:
         "chunk_bytes": logits_chunk_bytes(
             config, head.in_features, head.out_features, model.device.type
         ),
+        **logit_options(model.config),
     }
 
 

@@ -13,11 +13,14 @@ from polaris_kernels import GRPOLossOutput, LossRows, LossSpec
 from ..config import Config
 from ..model.lora import Adapters, whole_state
 from ..packing import PackedBatch
+from ..types import UserError
 from .base import UpdateResult
 from .guard import UpdateGuard
 from .masters import MasterWeights
 from .optimizer import advance, learning_rate_schedule, make_optimizer, restore_schedule
 from .policy import Policy, reference_logps, save_model
+
+_STATE = "engine.pt"  # in a checkpoint: all but the weights
 
 
 class SingleEngine:
@@ -58,6 +61,10 @@ class SingleEngine:
     def device(self) -> torch.device:
         device: torch.device = self.model.device
         return device
+
+    @property
+    def num_updates(self) -> int:
+        return int(self.scheduler.last_epoch)
 
     @property
     def learning_rate(self) -> float:
@@ -111,19 +118,28 @@ class SingleEngine:
                 "guard": self.guard.state_dict(),
                 "masters": masters,
             },
-            folder / "engine.pt",
+            folder / _STATE,
         )
 
     def load(self, folder: Path) -> None:
         """Optimizer moments, schedule position, guard and masters; weights came with the model.
 
         Rates and coefficients are the configuration's, so that they can be changed on resume.
+
+        Raises:
+            UserError: the checkpoint was written by another engine.
         """
+        if not (folder / _STATE).is_file():
+            raise UserError(
+                f"resume_from_checkpoint: {folder} holds no {_STATE}, so engine.kind "
+                f"{self.config.engine.kind} has not written it; resume with the engine.kind that "
+                "has, or give its weights as model_name_or_path to a new run"
+            )
         settings = [
             {k: v for k, v in group.items() if k not in ("params", "lr")}
             for group in self.optimizer.param_groups
         ]
-        state = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
+        state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)

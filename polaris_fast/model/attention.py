@@ -5,7 +5,7 @@ Shapes: T packed tokens, B batch, H query heads, Hkv key/value heads, L tokens o
 `packed_attention` is what transformers calls in every attention layer whose model was set to
 `ATTENTION_NAME`. With a `packed_layout` (see `polaris_fast.model.packed`) each row attends only to
 itself; without one (generation with a KV cache, left-padded batches) it is transformers' own sdpa.
-Softcapping and attention sinks are not handled: the parity probe refuses such models.
+Layers that cap their scores or have attention sinks are refused: they would lose them in silence.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from polaris_fast.model.kernel_choice import chosen
 from polaris_fast.model.layout import PackedLayout
 from polaris_fast.model.regroup import collect, spread
+from polaris_fast.types import UserError
 
 ATTENTION_NAME = "polaris_varlen"
 
@@ -65,6 +66,8 @@ def packed_attention(
     scaling: float | None = None,
     packed_layout: PackedLayout | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """softmax(q k^T * scaling) v inside each row; the signature is transformers'.
@@ -76,9 +79,18 @@ def packed_attention(
         attention_mask: read only without a layout, where it is what `sdpa_mask` made.
         packed_layout: boundaries of the T tokens.
         sliding_window: tokens a token may see, itself included; None for all before it.
+        softcap: cap of the scores; only None is served.
+        s_aux: attention sinks; only None is served.
     Returns:
         (B, T, H, d) and None for the weights.
+    Errors: UserError for a layer that caps its scores or has sinks.
     """
+    if softcap is not None or s_aux is not None:
+        what = "has attention sinks" if softcap is None else f"caps its scores at {softcap}"
+        raise UserError(
+            f"model_name_or_path: {type(module).__name__} {what}, which the packed attention "
+            "leaves out; give a causal LM of the Qwen3.5, Qwen3 or Llama family"
+        )
     if packed_layout is None and query.shape[2] == 1 and not torch.is_grad_enabled():
         return _one_token_attention(query, key, value, attention_mask, scaling), None
     if packed_layout is None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import LoraConfig
 from ..types import UserError
@@ -31,7 +31,8 @@ class Adapters:
             config: `lora.*`, its r above 0.
 
         Raises:
-            UserError: peft is not installed, or `lora.target_modules` names nothing that fits.
+            UserError: peft is not installed, or `lora.target_modules` names nothing that fits, the
+                head, or a layer that is not linear.
         """
         peft = import_peft()
         targets = config.target_modules
@@ -63,6 +64,16 @@ class Adapters:
                 f"lora.target_modules: {targets!r} puts an adapter on lm_head, which the fused "
                 "head would leave out; name the layers of the body only"
             )
+        for name in self._scaling:
+            layer: Any = model.get_submodule(name)
+            base = layer.get_base_layer()
+            # `merged` knows W + B A only
+            if not (isinstance(layer, peft.tuners.lora.Linear) and isinstance(base, nn.Linear)):
+                raise UserError(
+                    f"lora.target_modules: {targets!r} puts an adapter on {name}, "
+                    f"whose {type(base).__name__} no checkpoint could merge; name linear "
+                    "layers only, such as [q_proj, v_proj]"
+                )
 
     @contextmanager
     def off(self) -> Iterator[None]:

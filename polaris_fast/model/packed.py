@@ -47,6 +47,12 @@ def packed_hidden_states(
     Returns:
         (T, D) in the model's dtype.
     """
+    hidden: Tensor = packed_outputs(model, batch, inputs_embeds=inputs_embeds).last_hidden_state
+    return hidden[0]
+
+
+def packed_outputs(model: Any, batch: PackedBatch, *, inputs_embeds: Tensor | None = None) -> Any:
+    """All that the body returns for packed rows; arguments of `packed_hidden_states`."""
     body = model.get_decoder()
     layout = batch.layout
     tokens: dict[str, Tensor] = (
@@ -54,7 +60,7 @@ def packed_hidden_states(
         if inputs_embeds is None
         else {"inputs_embeds": inputs_embeds[None]}
     )
-    outputs = body(
+    return body(
         **tokens,
         position_ids=layout.position_ids[None],
         attention_mask=_no_mask(body, layout.device),
@@ -67,7 +73,6 @@ def packed_hidden_states(
         max_length_k=layout.max_seqlen,
         seq_idx=layout.row_of_token[None].int(),
     )
-    return outputs.last_hidden_state[0]
 
 
 def _no_mask(body: Any, device: torch.device) -> Tensor | None:

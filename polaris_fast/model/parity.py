@@ -2,10 +2,11 @@
 
 Shapes: T packed tokens, D hidden.
 
-The reference is transformers' own plain forward of one row, without packing; where that would run
-on kernels of fla that are wrong on this device, the project's plain torch rule on one row. A leak
-through attention, through a recurrent state or through a convolution shows in the first tokens of
-every row but the first; a wrong backward shows in the gradient of the input embeddings.
+The reference is transformers' own forward of one row, without packing and with the model's own
+eager attention; where that would run on kernels of fla that are wrong on this device, the project's
+plain torch rule on one row. A leak through attention, through a recurrent state or through a
+convolution shows in the first tokens of every row but the first; attention that ours is not, in all
+rows; a wrong backward, in the gradient of the input embeddings.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from torch import Tensor
 
 from polaris_fast.model.delta_fla import fla_is_right
 from polaris_fast.model.delta_net import PackedDeltaNet
+from polaris_fast.model.eager import eager_attention
+from polaris_fast.model.head_parity import check_head
 from polaris_fast.model.kernel_choice import choose, chosen
 from polaris_fast.model.packed import packed_hidden_states
 from polaris_fast.packing import pack_rows
+from polaris_kernels import FusedHead
 
 # (prompt, completion) tokens of the probe's rows: a single token, rows shorter and longer than the
 # convolution, and one longer than a chunk of the delta rule.
@@ -70,12 +74,14 @@ class _ProbeRow:
 def check_packing(model: Any, *, seed: int = 0, tolerance: float | None = None) -> ParityReport:
     """Compare packed rows with each row alone, in the model's dtype and on its device.
 
+    A fused head is compared with the model's own logits, see `check_head`.
+
     Args:
         model: a causal LM that went through `install_packing`. Its weights get no gradients.
         seed: of the probe's random tokens.
         tolerance: allowed relative difference beyond rounding; by dtype if None.
     Errors: PackingLeak when the difference is larger, or not finite, or the model does not take
-        packed rows.
+        packed rows. UserError when its attention or its logits are other than what trains.
     """
     weight = model.get_input_embeddings().weight
     rows = _probe_rows(len(weight), seed)
@@ -98,6 +104,8 @@ def check_packing(model: Any, *, seed: int = 0, tolerance: float | None = None) 
             torch.cat([reference(model, row, part) for row, part in parts]),
         )
         grads = [torch.autograd.grad(out, embeds, upstream)[0] for out in outs]
+        if isinstance(model.get_output_embeddings(), FusedHead):
+            check_head(model, seed=seed)
     report = ParityReport(
         hidden=_difference(outs[0], outs[2]),
         gradient=_difference(grads[0], grads[2]),
@@ -123,7 +131,9 @@ def _packed_alone(model: Any, row: _ProbeRow, embeds: Tensor) -> Tensor:
 
 def _plain(model: Any, _: _ProbeRow, embeds: Tensor) -> Tensor:
     """(T, D) through transformers' forward of one row, without packing."""
-    return model.get_decoder()(inputs_embeds=embeds[None], use_cache=False).last_hidden_state[0]
+    body = model.get_decoder()
+    with eager_attention(model):
+        return body(inputs_embeds=embeds[None], use_cache=False).last_hidden_state[0]
 
 
 def _by_torch_rule(model: Any, row: _ProbeRow, embeds: Tensor) -> Tensor:

@@ -180,7 +180,7 @@ def _load_parts(orders: Orders, world: World, fleet: Fleet | None) -> Parts:
     if orders.checkpoint is not None:
         engine.load(Path(orders.checkpoint))
     rollouts = _rollouts(config, engine, adapters, fleet)
-    return Parts(model, engine, SlotTrainer(engine, config), rollouts)
+    return Parts(model, engine, SlotTrainer(engine, config, world.rank), rollouts)
 
 
 def _choose_kernels(
@@ -241,8 +241,9 @@ def check_engine(config: Config, device: torch.device, world: World) -> None:
         UserError: names the key, `engine.kind` for one, and the remedy.
     """
     if config.engine.kind == "deepspeed":
-        from ..engine.deepspeed import import_deepspeed
+        from ..engine.deepspeed import import_deepspeed, read_user_config
 
+        read_user_config(config)
         import_deepspeed(device.type)
     elif config.engine.offload_optimizer and (device.type == "cpu" or world.size > 1):
         what = "the device is the CPU" if device.type == "cpu" else f"{world.size} processes train"

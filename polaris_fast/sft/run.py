@@ -17,6 +17,7 @@ from ..conducted_run import ConductedRun
 from ..config import Config
 from ..data import PromptOrder, load_records, split_records, with_thinking
 from ..model.load import read_config
+from ..model.positions import check_positions
 from ..packing import plan_rounds
 from ..progress import Progress
 from ..prompts import PromptBuilder, has_human_row, load_tokenizer, stop_ids_of
@@ -69,6 +70,7 @@ class SupervisedRun(ConductedRun):
         read_config(config.model_name_or_path)
         self.tokenizer = load_tokenizer(str(self.checkpoint or config.model_name_or_path))
         self._find_stories(train, held_out)
+        self._check_positions(config.model_name_or_path)
 
     def closing_words(self) -> str:
         """What a person should know and do next."""
@@ -109,6 +111,17 @@ class SupervisedRun(ConductedRun):
         settings = self.config.sft
         steps = math.ceil(settings.num_epochs * len(self.records) / settings.rows_per_step)
         self.total_steps = self.config.max_steps if self.config.max_steps > 0 else max(1, steps)
+
+    def _check_positions(self, path: str) -> None:
+        """The model must know positions for the longest story."""
+
+        def longest() -> int:
+            rows = (story_row(r, self.builder, 0, 0) for r in [*self.records, *self.held_out])
+            return max(row.num_tokens for row in rows)
+
+        limit = self.config.max_prompt_length + (self.config.max_completion_length or 0)
+        if words := check_positions(path, limit, longest):
+            self.view.warn(words)
 
     def _setup(self, stack: ExitStack) -> None:
         config = self.config

@@ -154,3 +154,35 @@ def test_offloaded_weights_need_deepspeed() -> None:
     refused: Callable[..., Any] = EngineConfig
     with pytest.raises(ValueError, match="offload_param needs kind deepspeed, got replicated"):
         refused(zero_stage=3, offload_param=True)
+
+
+def test_a_deepspeed_file_is_read_before_anything_else(tmp_path: Path) -> None:
+    missing = str(tmp_path / "zero.json")
+    config = config_of({"engine": {"kind": "deepspeed", "deepspeed_config": missing}})
+    with pytest.raises(UserError, match=r"engine\.deepspeed_config: cannot read .*zero\.json"):
+        check_engine(config, CPU, World())
+    Path(missing).write_text('{"gradient_accumulation_steps": 4}')
+    with pytest.raises(UserError, match=r"gradient_accumulation_steps is 4"):
+        check_engine(config, CPU, World())
+
+
+def test_a_deepspeed_file_without_deepspeed_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"deepspeed_config \(zero\.json\) needs kind deepspeed"):
+        config_of({"engine": {"deepspeed_config": "zero.json"}})
+
+
+def test_a_checkpoint_of_another_engine_is_refused(tmp_path: Path) -> None:
+    """One that was copied without its run's configuration, say."""
+    config = config_of({})
+    engine = engine_of(config)
+    engine.save(tmp_path)
+    (tmp_path / "engine.pt").unlink()
+    with pytest.raises(UserError, match=r"holds no engine\.pt, so engine\.kind replicated"):
+        engine.load(tmp_path)
+
+
+def test_warm_up_steps_that_the_schedule_would_ignore_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"warmup_steps \(20\).*to constant_with_warmup"):
+        config_of({"warmup_steps": 20})
+    config = config_of({"warmup_steps": 20, "lr_scheduler_type": "constant_with_warmup"})
+    assert engine_of(config).learning_rate == 0.0

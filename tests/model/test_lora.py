@@ -93,6 +93,30 @@ def test_an_adapter_on_the_head_is_refused() -> None:
         _adapted(target_modules=("lm_head", "q_proj"))
 
 
+def test_an_adapter_on_the_embedding_is_refused_before_any_step() -> None:
+    with pytest.raises(
+        UserError, match=r"lora\.target_modules.*embed_tokens, whose Embedding.*\[q_proj"
+    ):
+        _adapted(target_modules=("embed_tokens", "q_proj"))
+
+
+def test_an_adapter_on_a_parameter_of_a_linear_layer_is_refused() -> None:
+    """peft's wrapper of a single parameter has the scaling of a layer's, and merges otherwise."""
+    peft = pytest.importorskip("peft")
+    model = prepare_model(tiny_model("llama", vocab_size=300))
+
+    def on_a_parameter(model: Any, config: Any) -> Any:
+        config.target_modules = []
+        config.target_parameters = ["q_proj.weight"]
+        return get_peft_model(model, config)
+
+    get_peft_model = peft.get_peft_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peft, "get_peft_model", on_a_parameter)
+        with pytest.raises(UserError, match=r"lora\.target_modules"):
+            Adapters(model, LoraConfig(r=4))
+
+
 @pytest.mark.slow
 def test_a_run_with_adapters_learns_saves_and_resumes_exactly(tmp_path: Path) -> None:
     settings = {"lora__r": 4, "lora__alpha": 8, "beta": 0.01}

@@ -18,7 +18,7 @@ def test_exact_models_pass(family, dtype):
     model = install_packing(tiny_model(family, dtype=dtype, initializer_range=0.1))
     report = check_packing(model)
     assert report.passed
-    assert report.hidden <= report.tolerance
+    assert report.hidden <= report.tolerance + report.hidden_rounding
 
 
 def test_the_probe_leaves_the_model_as_it_was():

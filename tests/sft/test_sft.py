@@ -197,3 +197,16 @@ def test_a_held_out_story_too_long_is_refused_before_anything_is_made(
     assert sft(base, tmp_path / "run", max_completion_length=96, **keys) == 2
     assert "max_completion_length: the human story of record" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [sft, lambda base, run: train(run, model_name_or_path=base)])
+def test_rows_longer_than_the_models_positions_end_a_run_before_its_folder_is_made(
+    base: Path, tmp_path: Path, command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(base, short, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32}))
+    assert command(short, tmp_path / "run") == 2
+    assert "was made for 32 (max_position_embeddings)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
