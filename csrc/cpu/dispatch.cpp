@@ -7,6 +7,13 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23  // Linux 5.14, newer than many C libraries
+#endif
+#endif
 
 namespace pk_portable { extern const Level level; }
 #ifdef PK_X86
@@ -168,6 +175,23 @@ int32_t pk_add_bf16(float* total, const uint16_t* part, int64_t count, int32_t n
   auto run = current().level->add_bf16;
   share(count, 1, num_threads,
         [&](int64_t begin, int64_t end) { run(total, part, begin, end); });
+  return PK_OK;
+}
+
+int32_t pk_back_pages(void* data, int64_t bytes, int32_t num_threads) {
+  if (num_threads < 1 || bytes < 0 || !data) return PK_BAD_ARGUMENT;
+#ifdef __linux__
+  // whole pages inside of it: those at its ends belong to others too
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t start = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = (start + page - 1) / page, last = (start + bytes) / page;
+  if (last <= first) return PK_OK;
+  share(last - first, page, num_threads, [&](int64_t begin, int64_t end) {
+    // may fail, on an older system or where a limit is near: then the first write does it
+    madvise(reinterpret_cast<void*>((first + begin) * page), (end - begin) * page,
+            MADV_POPULATE_WRITE);
+  });
+#endif
   return PK_OK;
 }
 

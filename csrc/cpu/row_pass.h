@@ -18,7 +18,7 @@ extern "C" {
 #define PK_API __attribute__((visibility("default")))
 
 // raised whenever a signature, a struct or the meaning of a field changes
-#define PK_ABI_VERSION 2
+#define PK_ABI_VERSION 3
 
 enum { PK_F32 = 0, PK_BF16 = 1, PK_F16 = 2, PK_F64 = 3 };
 enum { PK_OK = 0, PK_BAD_ARGUMENT = 1 };
@@ -102,6 +102,10 @@ PK_API int32_t pk_pack_rows(void* data, int64_t row_stride_bytes, int64_t row_by
 
 // total[i] += part[i], bf16 into float.
 PK_API int32_t pk_add_bf16(float* total, const uint16_t* part, int64_t count, int32_t num_threads);
+
+// Have the system back fresh memory with pages now, all threads at once, its contents kept: a product
+// that writes it first would wait for them page by page. Nothing where the system cannot.
+PK_API int32_t pk_back_pages(void* data, int64_t bytes, int32_t num_threads);
 
 // Bytes that pk_gemm needs for operands of this type; 0 when the level in use has no such product.
 PK_API int64_t pk_gemm_workspace(int32_t dtype);

@@ -153,7 +153,7 @@ class WeightGradient:
 
     def _empty(self, dtype: torch.dtype) -> Tensor:
         weight = self._gemms.problem.weight
-        return weight.new_empty(weight.shape, dtype=dtype)
+        return self._gemms.library.empty(weight.shape, weight.new_empty(0, dtype=dtype))
 
     def result(self) -> Tensor | None:
         """(V, D); None where the caller's tensor has taken it."""

@@ -5,7 +5,7 @@ Shapes: `C rows of logits . V columns`.
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import c_char_p, c_double, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ LEVEL_KEY = "POLARIS_KERNELS_CPU_LEVEL"
 REBUILD = "build it with `python csrc/build.py`, or install the package again"
 
 # PK_ABI_VERSION of csrc/cpu/row_pass.h
-ABI_VERSION = 2
+ABI_VERSION = 3
 # the PK_* storage types there
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+
+# bytes from which the C library maps fresh pages for every allocation
+_LEAST_BACKED = 32 * 2**20
 
 
 class LibraryError(RuntimeError):
@@ -116,6 +119,7 @@ class NativeLibrary:
             c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int32,
         )  # fmt: skip
         self._library.pk_add_bf16.argtypes = (c_void_p, c_void_p, c_int64, c_int32)
+        self._library.pk_back_pages.argtypes = (c_void_p, c_int64, c_int32)
         self._library.pk_gemm_workspace.restype = c_int64
         if wanted := os.environ.get(LEVEL_KEY):
             self.set_level(wanted)
@@ -226,6 +230,14 @@ class NativeLibrary:
             self._library.pk_add_bf16,
             total.data_ptr(), part.data_ptr(), part.numel(), torch.get_num_threads(),
         )  # fmt: skip
+
+    def empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """A new contiguous tensor whose memory, where it is large, has its pages already."""
+        made = like.new_empty(shape)
+        size = made.numel() * made.element_size()
+        if size >= _LEAST_BACKED:
+            self._call(self._library.pk_back_pages, made.data_ptr(), size, torch.get_num_threads())
+        return made
 
     def has_gemm(self, dtype: torch.dtype) -> bool:
         """True when the level in use multiplies operands of this type."""

@@ -111,9 +111,11 @@ class _Tiles:
         self.adds = weight_into is not None
         self.weight = weight_into
         if wanted.weight and weight_into is None:
-            # without tokens no tile writes it
-            make = torch.empty if problem.num_tokens else torch.zeros
-            self.weight = make((V, D), dtype=weight_gradient_dtype(problem), device=device)
+            like = torch.empty(0, dtype=weight_gradient_dtype(problem), device=device)
+            self.weight = gemms.library.empty((V, D), like)
+            if not problem.num_tokens:
+                # no tile writes it
+                self.weight.zero_()
 
     def run(self, maximum: Tensor, factors: RowCoefficients) -> None:
         """Every tile. maximum (K,), factors (K, 1)."""
