@@ -152,8 +152,7 @@ class WeightGradient:
                 yield rows, part
 
     def _empty(self, dtype: torch.dtype) -> Tensor:
-        weight = self._gemms.problem.weight
-        return self._gemms.library.empty(weight.shape, weight.new_empty(0, dtype=dtype))
+        return self._gemms.library.empty(self._gemms.problem.weight.shape, dtype)
 
     def result(self) -> Tensor | None:
         """(V, D); None where the caller's tensor has taken it."""

@@ -231,9 +231,9 @@ class NativeLibrary:
             total.data_ptr(), part.data_ptr(), part.numel(), torch.get_num_threads(),
         )  # fmt: skip
 
-    def empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A new contiguous tensor whose memory, where it is large, has its pages already."""
-        made = like.new_empty(shape)
+        made = torch.empty(shape, dtype=dtype, device="cpu")
         size = made.numel() * made.element_size()
         if size >= _LEAST_BACKED:
             self._call(self._library.pk_back_pages, made.data_ptr(), size, torch.get_num_threads())

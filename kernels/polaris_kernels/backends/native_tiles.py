@@ -111,8 +111,7 @@ class _Tiles:
         self.adds = weight_into is not None
         self.weight = weight_into
         if wanted.weight and weight_into is None:
-            like = torch.empty(0, dtype=weight_gradient_dtype(problem), device=device)
-            self.weight = gemms.library.empty((V, D), like)
+            self.weight = gemms.library.empty((V, D), weight_gradient_dtype(problem))
             if not problem.num_tokens:
                 # no tile writes it
                 self.weight.zero_()
