@@ -82,7 +82,8 @@ def _read(
     candidates = Candidates()
     read_all(settings, files, stage, candidates, summary, view)
     for drop in (d for d in summary.drops if d.kind == "unreadable"):
-        view.say(f"left out: {drop.where}: {drop.detail}")
+        title = f' "{drop.title}"' if drop.title else ""
+        view.say(f"left out: {drop.where}{title}: {drop.detail}")
     if not summary.lines:
         raise UserError(_nothing_left(summary))
     lines = summary.lines

@@ -84,15 +84,19 @@ def portions(files: Sequence[tuple[Path, str]]) -> Iterator[Portion | Drop]:
         try:
             for first, some in ROWS[suffix](path):
                 yield Portion(path, name, first, some)
-        except (SourceError, OSError) as error:
-            yield Drop("unreadable", str(error), name)
+        except Exception as error:
+            yield Drop("unreadable", _reason(error), name)
 
 
 def work(portion: Portion, rules: Rules) -> Outcome:
     """Read, divide, clean, count and fingerprint. Raises nothing that a file can cause."""
     outcome = Outcome()
     for draft in _drafts(portion, rules, outcome):
-        _finish(draft, rules, outcome)
+        try:
+            _finish(draft, rules, outcome)
+        except Exception as error:  # one text that no step foresaw must not end the run
+            title = " ".join(draft.title.split())
+            outcome.drops.append(Drop("unreadable", _reason(error), draft.where, title))
     return outcome
 
 
@@ -101,8 +105,8 @@ def _drafts(portion: Portion, rules: Rules, outcome: Outcome) -> Iterator[Draft]
         for number, row in enumerate(portion.rows, start=portion.first_row):
             try:
                 draft = rows.draft_of_row(row, portion.name, number)
-            except SourceError as error:
-                outcome.drops.append(Drop("unreadable", str(error), f"{portion.name}:{number}"))
+            except Exception as error:
+                outcome.drops.append(Drop("unreadable", _reason(error), f"{portion.name}:{number}"))
                 continue
             if draft is not None:
                 yield draft
@@ -110,15 +114,15 @@ def _drafts(portion: Portion, rules: Rules, outcome: Outcome) -> Iterator[Draft]
     try:
         document = DOCUMENTS[portion.path.suffix.lower()](portion.path, portion.name)
         found = find_stories(document, max_words=rules.max_words, whole=rules.one_story_per_file)
-    except SourceError as error:
-        outcome.drops.append(Drop("unreadable", str(error), portion.name))
-        return
     except Exception as error:  # parsers raise many kinds; one bad file must not end the run
-        reason = f"{type(error).__name__}: {error}"
-        outcome.drops.append(Drop("unreadable", reason, portion.name))
+        outcome.drops.append(Drop("unreadable", _reason(error), portion.name))
         return
     outcome.drops += found.drops
     yield from found.drafts
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, SourceError) else f"{type(error).__name__}: {error}"
 
 
 def _finish(draft: Draft, rules: Rules, outcome: Outcome) -> None:

@@ -57,6 +57,11 @@ def test_section_numbers_are_breaks_and_not_pages() -> None:
     ]  # fmt: skip
 
 
+def test_a_digit_that_is_no_number_is_text() -> None:
+    blocks = ["One.", "\u00b2", "Two.", "\u2460"]
+    assert clean_blocks(blocks) == blocks
+
+
 def test_wrapped_prose_is_joined_and_verse_is_not() -> None:
     prose = [
         "The lamp had burned since the first week of that winter and no one in the",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from polaris_fast.prepare import work as work_module
 from polaris_fast.prepare.document import Document, Section, SourceError
 from polaris_fast.prepare.sources.archive import Archive
 from polaris_fast.prepare.sources.epub import read_epub
@@ -202,6 +203,40 @@ def test_large_files_of_rows_are_cut_into_portions_with_the_right_numbers(tmp_pa
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
     (drop,) = portions([(tmp_path / "bad.parquet", "bad.parquet")])
     assert drop.kind == "unreadable"  # type: ignore[union-attr]
+
+
+def test_a_row_that_is_not_utf8_is_left_out_and_the_others_stay(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    texts = pyarrow.array([prose(1).encode(), b"caf\xe9", prose(2).encode()])
+    path = tmp_path / "r.parquet"
+    parquet.write_table(pyarrow.table({"story": texts.view(pyarrow.string())}), path)
+    (portion,) = portions([(path, "r.parquet")])
+    assert isinstance(portion, Portion)
+    outcome = work(portion, RULES)
+    assert len(outcome.stories) == 2
+    (drop,) = outcome.drops
+    assert drop.where == "r.parquet:2" and "story is not UTF-8" in drop.detail
+
+
+def test_a_text_that_no_step_foresaw_is_told_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = work_module.clean_blocks
+
+    def fails(blocks, title):
+        if title == "The Well":
+            raise ValueError("no such text")
+        return clean(blocks, title)
+
+    monkeypatch.setattr(work_module, "clean_blocks", fails)
+    (tmp_path / "a.md").write_text(f"# The Well\n\n{prose(1)}\n\n# The Ferry\n\n{prose(2)}")
+    outcome = work(Portion(tmp_path / "a.md", "a.md"), RULES)
+    assert [finished.story.title for finished in outcome.stories] == ["The Ferry"]
+    (drop,) = outcome.drops
+    assert (drop.kind, drop.where, drop.title) == ("unreadable", "a.md", "The Well")
+    assert drop.detail == "ValueError: no such text"
 
 
 def test_a_section_tree_can_be_walked() -> None:
