@@ -135,6 +135,13 @@ def _split(settings: Settings, summary: Summary) -> Iterable[str]:
         "more in the shorter, fewer than one in a thousand is missed, but for a tenth that is "
         "pieced together from phrases of more than eight stories."
     )
+    if settings.split_by:
+        yield ""
+        yield (
+            "An author is any of those named for a story or its book. Files that name no book "
+            "belong to the folder they lie in; right in a given folder each stands alone. Stories "
+            f"with neither author nor book: {summary.num_nameless:,}."
+        )
     if split.problem:
         yield ""
         yield f"**Note**: {split.problem}."

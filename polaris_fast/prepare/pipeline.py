@@ -22,7 +22,7 @@ from .settings import Settings, check_settings
 from .shared_text import sharing_pairs
 from .split import Item, Quota, split_items
 from .stage import Stage
-from .summary import SAMPLES, Duplicate, Line, Sample, Summary
+from .summary import SAMPLES, Duplicate, Line, Sample, Summary, counted
 
 CONTAINED = 0.8  # of the shorter story's 5-grams: it is an excerpt
 OPENING_CHARS = 420
@@ -121,7 +121,7 @@ def _nothing_left(summary: Summary) -> str:
 def _split(
     settings: Settings, ties: Iterable[tuple[int, int]], summary: Summary, view: ProgressView
 ) -> None:
-    items = [Item(l.number, l.uid, l.author, l.source, l.bin) for l in summary.lines]
+    items = [Item(l.number, l.uid, l.author, l.source, l.bin, l.folder) for l in summary.lines]
     quota = settings.quota
     if len(items) < 2 and not settings.quota_given:
         quota = Quota(0.0)
@@ -131,6 +131,11 @@ def _split(
             option = "--test-share" if settings.quota.counts is None else "--test-counts"
             raise UserError(f"{option}: {split.problem}")
         view.say(f"note: {split.problem}")
+    if (nameless := summary.num_nameless) and settings.split_by and len(items) > 1:
+        view.say(
+            f"note: {counted(nameless, 'story', 'stories')} with neither author nor book; only "
+            "texts in common tie them to others: put the files of one book into a folder of its own"
+        )
     summary.split = split
     summary.lines = [replace(line, is_test=line.number in split.test) for line in summary.lines]
 

@@ -59,6 +59,7 @@ def read_all(
                     bin=bin_of(story.words),
                     where=story.where,
                     rights=story.rights,
+                    folder=story.folder,
                 )
             )
         view.advance(share.of(portion), f"{len(summary.lines):,} stories")

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .bylines import name_key, split_titles
+from .bylines import split_titles
 from .document import Document, Draft, Drop, Section
 from .headings import (
     is_chapter,
@@ -24,6 +24,7 @@ from .headings import (
     without_number,
 )  # fmt: skip
 from .matter import matter_of
+from .names import name_keys
 from .sources.pieces import SCENE_BREAK
 
 MIN_TOLD_WORDS = 30  # less text between stories is not worth a line in the report
@@ -54,8 +55,7 @@ class _Finder:
     def __init__(self, document: Document, max_words: int) -> None:
         self._document, self._max_words = document, max_words
         self._found = Found()
-        authors = document.authors if len(document.authors) == 1 else ()
-        self._author = authors[0] if authors and name_key(authors[0]) else ""
+        self._author = "; ".join(filter(name_keys, document.authors))
 
     def run(self, whole: bool) -> Found:
         root = self._document.root
@@ -128,6 +128,7 @@ class _Finder:
                 title=tidy_title(title),
                 author=tidy_title(author) or self._author,
                 source=document.source,
+                folder=document.folder,
                 blocks=blocks,
                 where=document.name,
                 rights=document.rights,

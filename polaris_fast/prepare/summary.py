@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bins import ALL_BINS
 from .document import Drop
 from .duplicates import Twin
+from .names import name_keys
 from .split import Split
 
 if TYPE_CHECKING:
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
 SAMPLES = 6
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str = "") -> str:
     """`1 file`, `1,250 files`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    return f"{number:,} " + (noun if number == 1 else plural or f"{noun}s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,15 @@ class Line:
     bin: str
     where: str
     rights: str
+    folder: str = ""
     is_test: bool = False
+
+    @property
+    def is_nameless(self) -> bool:
+        """Whether nothing says who wrote it or in which book it stands but its file's own name."""
+        file = Path(self.where)
+        unnamed = self.source in (file.name, file.stem) and not self.folder
+        return unnamed and not name_keys(self.author)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,11 @@ class Summary:
     spent: Spent | None = None
     samples: list[Sample] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def num_nameless(self) -> int:
+        """Stories that nothing but a text in common can tie to others of their book."""
+        return sum(line.is_nameless for line in self.lines)
 
     @property
     def num_test(self) -> int:

@@ -156,6 +156,7 @@ def _finish(draft: Draft, rules: Rules, outcome: Outcome) -> None:
         prompt_from=prompt_from,
         reasoning=clean_text(draft.reasoning),
         rights=_line(draft.rights),
+        folder=draft.folder,
     )
     outcome.stories.append(Finished(story, grams.tobytes(), signature(grams)))
 

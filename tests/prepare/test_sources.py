@@ -163,6 +163,22 @@ def test_a_gutenberg_text_loses_its_frame_and_its_contents_list(tmp_path: Path) 
     assert ferry.text == prose(3, 120).replace("\n\n", " ")
 
 
+def test_a_file_that_names_no_book_belongs_to_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(prose(1))
+    assert read_text(tmp_path / "a.txt", "novel/a.txt").folder == "novel"
+    assert read_text(tmp_path / "a.txt", "a.txt").folder == ""
+    framed = (
+        "Title: {}\n\nAuthor: Ann Lee\n        Bo Ek\n\n*** START OF THIS PROJECT GUTENBERG X ***\n"
+    )
+    (tmp_path / "b.txt").write_text(framed.format("Night Tales") + prose(1))
+    document = read_text(tmp_path / "b.txt", "shelf/b.txt")
+    assert (document.folder, document.authors) == ("", ("Ann Lee; Bo Ek",))
+    fields = "---\ntitle: {}\nauthor: Ann Lee\n---\n"
+    for title, folder in (("Night Tales", ""), ("Chapter Two", "novel")):
+        (tmp_path / "c.md").write_text(fields.format(title) + prose(1))
+        assert read_markdown(tmp_path / "c.md", "novel/c.md").folder == folder
+
+
 def test_a_story_without_headings_is_whole_and_named_by_its_file(tmp_path: Path) -> None:
     (tmp_path / "the-long-way.txt").write_text(prose(1))
     assert stories_of(read_text(tmp_path / "the-long-way.txt", "the-long-way.txt")) == [

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from polaris_fast.prepare.bylines import byline_of, looks_like_name, name_key, split_titles
+from polaris_fast.prepare.bylines import byline_of, looks_like_name, split_titles
 from polaris_fast.prepare.document import Document, Section
 from polaris_fast.prepare.headings import is_chapter, is_numbered, is_part, tidy_title
 from polaris_fast.prepare.matter import matter_of
+from polaris_fast.prepare.names import name_key, name_keys
 from polaris_fast.prepare.stories import find_stories
 
 from .books import prose
@@ -131,6 +132,38 @@ def test_bylines_and_names() -> None:
     assert not looks_like_name("the sea") and not looks_like_name("Me")
     assert name_key("Wells, H. G.") == name_key("H.G. Wells") == "hgwells"
     assert name_key("Various") == name_key("Anonymous") == ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Stephen King", "King, Stephen", "King, Stephen, 1947-", "Stephen King (1947-)",
+     "King, Stephen (Stephen Edwin), b. 1947", "Stephen King, 1947-2050", "Stephen King, Jr."],
+)  # fmt: skip
+def test_one_author_has_one_key_however_a_catalogue_writes_him(name: str) -> None:
+    assert name_key(name) == "stephenking" and name_keys(name) == {"stephenking"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["Stephen King & Peter Straub", "Stephen King and Peter Straub", "King, Stephen; Straub, Peter",
+     "King, Stephen, 1947- & Straub, Peter, 1943-2022", "King, Stephen, Straub, Peter"],
+)  # fmt: skip
+def test_each_of_several_authors_has_a_key(names: str) -> None:
+    assert name_keys(names) == {"stephenking", "peterstraub"}
+
+
+def test_a_comma_between_full_names_is_read_both_ways_and_numbers_are_no_dates() -> None:
+    assert {"neilgaiman", "terrypratchett"} < name_keys("Neil Gaiman, Terry Pratchett")
+    assert name_keys("Le Guin, Ursula K.") == {"ursulakleguin"}
+    assert name_keys("Author 1234") == {"author1234"}
+    assert name_keys("Various") == name_keys("") == frozenset()
+
+
+def test_stories_of_a_book_by_two_are_by_both() -> None:
+    root = Section(children=[leaf("Ash"), leaf("Elm", author="Ann Lee")])
+    document = Document("b", "b", authors=("King, Stephen", "Straub, Peter"), root=root)
+    drafts = find_stories(document, max_words=12000).drafts
+    assert [d.author for d in drafts] == ["King, Stephen; Straub, Peter", "Ann Lee"]
 
 
 def test_headings() -> None:
