@@ -14,7 +14,8 @@ from .headings import title_key
 from .sources.pieces import SCENE_BREAK
 
 _INVISIBLE = re.compile(
-    r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]"
+    r"[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"
+    r"\ud800-\udfff]|(?<!\S)[\u200c\u200d]+(?!\S)"  # joiners inside words are Persian's and Hindi's
 )
 _SPACES = re.compile(r"[ \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
 # One sign and repeats of it, or an ornament: set between scenes, never a sentence.

@@ -72,6 +72,32 @@ def test_named_entities_marks_of_notes_and_page_breaks_in_xhtml(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("raised", "text"),
+    [
+        ("XIX<sup>e</sup> si\u00e8cle", "XIXe si\u00e8cle"),
+        ("M<sup>r</sup> Bell", "Mr Bell"),
+        ("E = mc<sup>2</sup>", "E = mc\u00b2"),
+        ("<i>x</i><sup>2</sup> of 10<sup>12</sup>", "x\u00b2 of 10\u00b9\u00b2"),
+        ("the well<sup>12</sup>", "the well"),
+        ("the well.<sup>3</sup>", "the well."),
+        ("the well<sup>*</sup><sup>\u2020</sup>", "the well"),
+        ("the well<sup>[b]</sup>", "the well"),
+        ("the well<sup><a href='#n'>b</a></sup>", "the well"),
+        ("the km<a href='#n'><sup>2</sup></a>", "the km"),
+        ("the <a href='#n'>XIX<sup>e</sup></a>", "the XIXe"),
+        ("the <i>well</i><sup>1</sup>", "the well"),
+    ],
+)
+def test_a_raised_sign_is_the_mark_of_a_note_or_text(
+    tmp_path: Path, raised: str, text: str
+) -> None:
+    page = f"<html><body><h1>{raised}</h1><p>{raised}</p></body></html>"
+    (tmp_path / "p.html").write_text(page, encoding="utf-8")
+    (section,) = read_html(tmp_path / "p.html", "p.html").root.children
+    assert (section.title, section.blocks) == (text, [text])
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda p: p.write_bytes(b"PK not a zip"), "no readable zip"),
