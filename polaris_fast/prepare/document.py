@@ -47,6 +47,7 @@ class Document:
     authors: tuple[str, ...] = ()  # of the whole; editors are not among them
     rights: str = ""
     folder: str = ""  # that it lies in, where nothing in it names the book that it belongs to
+    missing: tuple[str, ...] = ()  # pages that the book lists and does not hold
     root: Section = field(default_factory=Section)
 
 

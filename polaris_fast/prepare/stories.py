@@ -55,6 +55,9 @@ class _Finder:
     def __init__(self, document: Document, max_words: int) -> None:
         self._document, self._max_words = document, max_words
         self._found = Found()
+        for page in document.missing:
+            why = f"the page {page} is listed and not there"
+            self._found.drops.append(Drop("unreadable", why, document.name))
         self._author = "; ".join(filter(name_keys, document.authors))
 
     def run(self, whole: bool) -> Found:

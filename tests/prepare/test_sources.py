@@ -122,6 +122,42 @@ def _zip(path: Path, members: dict[str, str]) -> None:
             file.writestr(name, text)
 
 
+@pytest.mark.parametrize("ncx", [False, True])
+def test_a_page_is_found_whatever_the_case_and_composition_of_its_name(
+    tmp_path: Path, ncx: bool
+) -> None:
+    parts = [Part("The Well", prose(1)), Part("The Ferry", prose(2)), Part("The Forge", prose(3))]
+    book = write_epub(tmp_path / "b.epub", parts, ncx=ncx)
+    contents = "OEBPS/toc.ncx" if ncx else "OEBPS/nav.xhtml"
+    with zipfile.ZipFile(book) as made:
+        members = {name: made.read(name) for name in made.namelist()}
+    for name in ("OEBPS/book.opf", contents):
+        members[name] = members[name].replace(b"p1.xhtml", "caf\u00e9.xhtml".encode())
+    members["OEBPS/cafe\u0301.xhtml"] = members.pop("OEBPS/p1.xhtml")
+    members["OEBPS/P0.XHTML"] = members.pop("OEBPS/p0.xhtml")
+    with zipfile.ZipFile(book, "w") as file:
+        for name, raw in members.items():
+            file.writestr(name, raw)
+    outcome = work(Portion(book, "b.epub"), RULES)
+    assert [f.story.title for f in outcome.stories] == ["The Well", "The Ferry", "The Forge"]
+    assert [f.story.text for f in outcome.stories] == [prose(1), prose(2), prose(3)]
+    assert not outcome.drops
+
+
+def test_a_page_that_is_listed_and_not_there_is_told(tmp_path: Path) -> None:
+    parts = [Part("The Well", prose(1)), Part("The Ferry", prose(2)), Part("The Forge", prose(3))]
+    book = write_epub(tmp_path / "b.epub", parts)
+    with zipfile.ZipFile(book) as made:
+        members = {name: made.read(name).decode() for name in made.namelist()}
+    del members["OEBPS/p1.xhtml"]
+    _zip(book, members)
+    outcome = work(Portion(book, "b.epub"), RULES)
+    assert [f.story.title for f in outcome.stories] == ["The Well", "The Forge"]
+    (drop,) = outcome.drops
+    assert (drop.kind, drop.where) == ("unreadable", "b.epub")
+    assert drop.detail == "the page OEBPS/p1.xhtml is listed and not there"
+
+
 def test_a_zip_bomb_is_refused_before_it_unpacks(tmp_path: Path) -> None:
     _zip(tmp_path / "b.zip", {"bomb": "0" * (20 * 2**20), "fine": "ok"})
     with Archive(tmp_path / "b.zip") as archive:
