@@ -98,6 +98,11 @@ def _prompts(settings: Settings, summary: Summary) -> Iterable[str]:
         yield f"- {n:,} {names[kind]}"
     if summary.leaking_prompts:
         yield f"- {summary.leaking_prompts:,} given prompts leaked their story and were replaced"
+    if summary.sized_prompts:
+        yield (
+            f"- {summary.sized_prompts:,} given prompts named a length, which `target_word_count` "
+            "does: it was cut, or the prompt replaced where it said nothing else"
+        )
     if summary.written is not None:
         for kind, n in sorted(summary.written.prompts.items()):
             yield f"- endpoint, {kind}: {n:,}"

@@ -44,6 +44,7 @@ def read_all(
     for portion, outcome in results:
         summary.drops += outcome.drops
         summary.leaking_prompts += outcome.leaking_prompts
+        summary.sized_prompts += outcome.sized_prompts
         for finished in outcome.stories:
             story, number = finished.story, len(summary.lines)
             stage.put(number, story, finished.grams)

@@ -82,6 +82,7 @@ class Summary:
     num_files: int = 0
     num_other_files: int = 0
     leaking_prompts: int = 0
+    sized_prompts: int = 0
     prompts_from: Counter[str] = field(default_factory=Counter)
     num_reasoned: int = 0
     written: Written | None = None

@@ -17,6 +17,7 @@ from .fingerprints import grams_of, normal_words, signature
 from .headings import tidy_title
 from .prompts.extractive import safe_extract
 from .prompts.leak import find_leak
+from .prompts.lengths import without_length
 from .sources import rows
 from .sources.epub import read_epub
 from .sources.html import read_html
@@ -72,6 +73,7 @@ class Outcome:
     stories: list[Finished] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
     leaking_prompts: int = 0  # given by the source and replaced
+    sized_prompts: int = 0  # given by the source with a length of their own, which is cut
 
 
 def portions(files: Sequence[tuple[Path, str]]) -> Iterator[Portion | Drop]:
@@ -141,6 +143,9 @@ def _finish(draft: Draft, rules: Rules, outcome: Outcome) -> None:
     if prompt and find_leak(prompt, text, title) is not None:
         outcome.leaking_prompts += 1
         prompt = ""
+    if (unsized := without_length(prompt)) != prompt:
+        outcome.sized_prompts += 1
+        prompt = unsized
     if not prompt:
         prompt, prompt_from = safe_extract(title, text), "extractive"
     grams = grams_of(normal)

@@ -169,6 +169,24 @@ def test_a_given_prompt_that_leaks_is_replaced(tmp_path: Path) -> None:
     assert "1 given prompts leaked their story" in (out / "DATA_CARD.md").read_text()
 
 
+def test_a_given_prompt_names_no_length_beside_the_storys_own(tmp_path: Path) -> None:
+    rows = [
+        {"story": prose(3, 200), "prompt": "Write a 4,000-word story about a ferry."},
+        {"story": prose(4, 200), "prompt": "Write a story, 4,000 words long."},
+        {"story": prose(5, 200), "prompt": "Tell of a well.", "target_word_count": 4000},
+    ]
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "data"
+    assert main([str(tmp_path / "r.jsonl"), "--out", str(out), "--min-words", "100"]) == 0
+    records = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    first, second, third = records
+    assert first["prompt"] == "Write a story about a ferry."
+    assert second["prompt_from"] == "extractive"
+    assert third["prompt"] == "Tell of a well."
+    assert all(r["target_word_count"] == len(r["story"].split()) for r in records)
+    assert "2 given prompts named a length" in (out / "DATA_CARD.md").read_text()
+
+
 def test_an_overwritten_set_is_replaced_whole(book: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     command = [str(book), "--out", str(out), "--min-words", "100"]
