@@ -46,7 +46,7 @@ def find_stories(document: Document, *, max_words: int, whole: bool = False) -> 
     Args:
         max_words: a line of the contents with more words than this and titled sections is taken
             for a container.
-        whole: the document is one story, whatever its headings say.
+        whole: the document is one story, whatever its headings say; nothing in it is left out.
     """
     return _Finder(document, max_words).run(whole)
 
@@ -62,7 +62,8 @@ class _Finder:
 
     def run(self, whole: bool) -> Found:
         root = self._document.root
-        self._drop_matter(root)
+        if not whole:
+            self._drop_matter(root)
         top = _unwrap(root)
         one = self._all_chapters(top) and not _is_shelf(root, top)
         if whole or one or _mostly_own(top):

@@ -61,9 +61,18 @@ def test_chapter_titles_stay_in_the_text_and_numerals_become_breaks() -> None:
     assert "III" not in draft.blocks
 
 
-def test_one_story_per_file_takes_all_but_front_and_back_matter() -> None:
-    sections = [leaf("Preface"), leaf("Ash"), leaf("Elm")]
-    assert titles(*sections, whole=True) == ["Book"]
+def test_one_story_per_file_takes_the_file_whole() -> None:
+    """A story may be called "Preface", and its file holds nothing else."""
+    sections = [leaf("Preface", 1), leaf("Ash", 2), leaf("Elm", 3)]
+    document = Document("book", "Book", "Book", root=Section(children=sections))
+    found = find_stories(document, max_words=12000, whole=True)
+    (draft,) = found.drafts
+    assert draft.title == "Book" and not found.drops
+    assert sum(len(block.split()) for block in draft.blocks if block != "* * *") == (
+        sum(section.num_words() for section in sections) + len(("Preface", "Ash", "Elm"))
+    )
+    alone = Document("book", "Book", "Book", root=Section(children=[leaf("Preface", 1)]))
+    assert len(find_stories(alone, max_words=12000, whole=True).drafts) == 1
 
 
 def test_a_stray_heading_does_not_cut_a_story_in_two() -> None:
