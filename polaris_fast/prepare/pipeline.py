@@ -14,7 +14,7 @@ from pathlib import Path
 from ..types import UserError
 from .card import write_card
 from .document import Story
-from .duplicates import Candidates, choose, compare
+from .duplicates import Candidates, Twin, choose, compare, exact_copies
 from .files import find_files, put_in_place, scratch_folder, write_records
 from .progress import ProgressView
 from .reading import read_all
@@ -87,15 +87,22 @@ def _read(
     if not summary.lines:
         raise UserError(_nothing_left(summary))
     lines = summary.lines
-    sharing = sharing_pairs([line.words for line in lines], stage.grams)
-    pairs = compare(sorted({*candidates.pairs(), *sharing}), stage.grams)
+    copies = exact_copies([(line.words, line.uid) for line in lines])
+    texts = [line.number for line in lines if line.number not in copies]
+    sharing = sharing_pairs([lines[n].words for n in texts], lambda i: stage.grams(texts[i]))
+    alike = {*candidates.pairs(texts), *((texts[i], texts[j]) for i, j in sharing)}
+    pairs = compare(sorted(alike), stage.grams)
     twins = choose(
         pairs,
         lambda number: (lines[number].words, lines[number].uid),
         threshold=settings.duplicate_similarity,
         contained=CONTAINED,
     )
-    for twin in twins:
+    chosen = {twin.dropped: twin for twin in twins}
+    for copy, original in copies.items():  # where the original gives way, so does its copy
+        stays = chosen.get(original, Twin(copy, original, 1.0, 1.0))
+        twins.append(replace(stays, dropped=copy))
+    for twin in sorted(twins, key=lambda twin: twin.dropped):
         dropped, kept = lines[twin.dropped], lines[twin.kept]
         summary.duplicates.append(
             Duplicate(

@@ -187,6 +187,30 @@ def test_a_given_prompt_names_no_length_beside_the_storys_own(tmp_path: Path) ->
     assert "2 given prompts named a length" in (out / "DATA_CARD.md").read_text()
 
 
+def test_many_copies_of_one_text_cost_no_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 60 copies, a near-copy that is longer and a stranger, two texts stay."""
+    compared: list[tuple[int, int]] = []
+    compare = pipeline.compare
+
+    def counting(candidates, grams):
+        compared.extend(candidates)
+        return compare(compared, grams)
+
+    monkeypatch.setattr(pipeline, "compare", counting)
+    texts = [prose(1, 200)] * 60 + [prose(1, 200) + " The end came.", prose(2, 200)]
+    rows = "\n".join(json.dumps({"story": text}) for text in texts)
+    (tmp_path / "r.jsonl").write_text(rows)
+    out = tmp_path / "data"
+    assert main([str(tmp_path / "r.jsonl"), "--out", str(out), "--min-words", "100"]) == 0
+    records = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    assert [record["story"] for record in records] == texts[60:]
+    assert "left out: 60 near-duplicate" in capsys.readouterr().out
+    assert compared == [(0, 60)]
+    assert "r.jsonl:61" in (out / "DATA_CARD.md").read_text().split("| left out | kept |")[1]
+
+
 def test_an_overwritten_set_is_replaced_whole(book: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     command = [str(book), "--out", str(out), "--min-words", "100"]
