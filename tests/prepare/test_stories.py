@@ -178,6 +178,12 @@ def test_stories_of_a_book_by_two_are_by_both() -> None:
 def test_headings() -> None:
     assert all(map(is_chapter, ("", "3", "IV.", "- Two -", "Chapter Ten", "Scene 2", "Epilogue")))
     assert not any(map(is_chapter, ("Three Knocks", "Civilians", "Chapters of a Life", "I, Robot")))
+    assert all(
+        map(is_chapter, ("I", "XLII", "iv", "lv.", "(c)", "Chapter Iv", "_IV_", "Chapter xc"))
+    )
+    assert not any(map(is_chapter, ("Ill", "Civil", "Lili", "Vivi", "Xi", "Liv", "Vi", "liv")))
+    assert not any(map(is_chapter, ("IIII", "VIC", "Chapter Civil War")))
+    assert not is_numbered("CIVIL: A Story") and not is_part("Book Lili")
     assert is_part("PART TWO: The Sea") and is_part("Book II") and not is_part("Part of Me")
     assert is_numbered("IV. The Band") and not is_numbered("IV") and not is_numbered("Iv Moss")
     assert tidy_title("THE  RETURN OF THE KING") == "The Return of the King"
