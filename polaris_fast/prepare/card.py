@@ -175,10 +175,9 @@ def _made(settings: Settings, summary: Summary) -> Iterable[str]:
             else f"counts {', '.join(map(str, settings.quota.counts))}"
         )
         + (", one story per file" if settings.one_story_per_file else "")
-        + (f"; {summary.num_other_files:,} files of other kinds ignored" if summary.num_other_files
-           else "")
+        + (f"; files of other kinds ignored: {kinds}" if (kinds := summary.other_kinds()) else "")
         + "."
-    )  # fmt: skip
+    )
     yield ""
     known = [f"Python {platform.python_version()}"]
     for name in LIBRARIES:

@@ -42,7 +42,7 @@ def prepare(settings: Settings, view: ProgressView) -> Summary | None:
         from .prompts import run  # the judge's client takes a second to import
 
         run.check(settings.endpoint)
-    summary = Summary(num_files=len(files), num_other_files=others)
+    summary = Summary(num_files=len(files), other_files=others)
     with scratch_folder(settings.out) as scratch:
         with closing(Stage(scratch / "stage.sqlite")) as stage:
             ties = _read(settings, files, stage, summary, view)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .prompts.writer import Written
 
 SAMPLES = 6
+MAX_KINDS = 8  # of files that are not read; the rest is counted
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -80,7 +81,7 @@ class Summary:
     duplicates: list[Duplicate] = field(default_factory=list)
     split: Split | None = None
     num_files: int = 0
-    num_other_files: int = 0
+    other_files: Counter[str] = field(default_factory=Counter)  # not read, by suffix
     leaking_prompts: int = 0
     sized_prompts: int = 0
     prompts_from: Counter[str] = field(default_factory=Counter)
@@ -99,6 +100,13 @@ class Summary:
     def num_test(self) -> int:
         """Stories in the test file."""
         return sum(line.is_test for line in self.lines)
+
+    def other_kinds(self) -> str:
+        """`3 .pdf, 1 .mobi and 2 more files`; "" when every file was read."""
+        most = self.other_files.most_common(MAX_KINDS)
+        rest = self.other_files.total() - sum(n for _, n in most)
+        more = f" and {counted(rest, 'more file')}" if rest else ""
+        return ", ".join(f"{n:,} {kind}" for kind, n in most) + more
 
     def drop_counts(self) -> dict[str, int]:
         """Texts left out, by kind, most frequent first."""

@@ -143,6 +143,17 @@ def test_a_source_that_vanishes_is_told_and_the_rest_goes_on(
     assert "left out: gone.txt: " in capsys.readouterr().err
 
 
+def test_files_of_other_kinds_are_named_at_the_end(
+    book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.pdf", "b.PDF", "c.mobi", "README"):
+        (tmp_path / name).write_bytes(b"x")
+    out = tmp_path / "out" / "data"
+    assert main([str(tmp_path), "--out", str(out), "--min-words", "100"]) == 0
+    assert "not read: 2 .pdf, 1 .mobi, 1 without a suffix; convert" in capsys.readouterr().out
+    assert "2 .pdf, 1 .mobi" in (out / "DATA_CARD.md").read_text()
+
+
 def test_an_error_names_its_own_file_and_not_out(tmp_path: Path) -> None:
     out = tmp_path / "data"
     with pytest.raises(UserError, match=r"elsewhere: No such file.*; nothing was changed"):
