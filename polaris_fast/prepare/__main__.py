@@ -62,6 +62,8 @@ def _last_lines(settings: Settings, summary: Summary) -> Sequence[str]:
     ]
     if counts := summary.drop_counts():
         lines.append("left out: " + ", ".join(f"{n:,} {kind}" for kind, n in counts.items()))
+    if kinds := summary.other_kinds():
+        lines.append(f"not read: {kinds}; convert those that hold stories, to EPUB or TXT, say")
     lines.append("prompts: " + ", ".join(f"{n:,} {k}" for k, n in summary.prompts_from.items()))
     if summary.spent is not None:
         cost = f"{summary.spent.cost_usd:.4f} USD" if summary.spent.price_known else "price unknown"

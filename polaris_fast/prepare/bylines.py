@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from .headings import title_key
+from .names import name_keys
 
 MAX_NAME_WORDS = 6
 _BY = re.compile(r"(?:(?:written|told|a (?:story|tale))\s+)?by[:\s]+(?P<name>\S.*)", re.I | re.S)
@@ -17,7 +17,6 @@ _SPLITS = (
     re.compile(r"(?P<title>.+?)[,;:]?\s+by\s+(?P<name>.+)", re.IGNORECASE | re.DOTALL),
     re.compile(r"(?P<title>.+?)\s+[\u2013\u2014-]{1,2}\s+(?P<name>.+)", re.DOTALL),
 )
-_NOBODY = {"anonymous", "anon", "various", "variousauthors", "unknown", "unknownauthor", "multiple"}
 
 
 def looks_like_name(text: str) -> bool:
@@ -43,7 +42,7 @@ def split_titles(titles: Sequence[str], known: Collection[str] = ()) -> list[tup
     "Title / Name", "Title by Name" and "Title - Name" are believed when at least half of the list
     is written so, or the name is among the `known` ones: a story may be called "Death by Drowning".
     """
-    names = {name_key(name) for name in known}
+    names = {key for name in known for key in name_keys(name)}
     chosen = [(title, "") for title in titles]
     for pattern in _SPLITS:
         found = [pattern.fullmatch(title.strip()) for title in titles]
@@ -52,14 +51,6 @@ def split_titles(titles: Sequence[str], known: Collection[str] = ()) -> list[tup
         for i, match in enumerate(found):
             if match is None or chosen[i][1]:
                 continue
-            if (named[i] and usual) or name_key(match["name"]) in names:
+            if (named[i] and usual) or name_keys(match["name"]) & names:
                 chosen[i] = (match["title"].strip(), match["name"].strip())
     return chosen
-
-
-def name_key(name: str) -> str:
-    """Equal for one author in two spellings: "Wells, H. G." and "H.G. Wells"; "" for nobody."""
-    last, comma, first = name.partition(",")
-    ordered = f"{first} {last}" if comma and first.strip() else name
-    key = title_key(ordered)
-    return "" if key in _NOBODY else key

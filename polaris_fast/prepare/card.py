@@ -98,6 +98,11 @@ def _prompts(settings: Settings, summary: Summary) -> Iterable[str]:
         yield f"- {n:,} {names[kind]}"
     if summary.leaking_prompts:
         yield f"- {summary.leaking_prompts:,} given prompts leaked their story and were replaced"
+    if summary.sized_prompts:
+        yield (
+            f"- {summary.sized_prompts:,} given prompts named a length, which `target_word_count` "
+            "does: it was cut, or the prompt replaced where it said nothing else"
+        )
     if summary.written is not None:
         for kind, n in sorted(summary.written.prompts.items()):
             yield f"- endpoint, {kind}: {n:,}"
@@ -135,6 +140,13 @@ def _split(settings: Settings, summary: Summary) -> Iterable[str]:
         "more in the shorter, fewer than one in a thousand is missed, but for a tenth that is "
         "pieced together from phrases of more than eight stories."
     )
+    if settings.split_by:
+        yield ""
+        yield (
+            "An author is any of those named for a story or its book. Files that name no book "
+            "belong to the folder they lie in; right in a given folder each stands alone. Stories "
+            f"with neither author nor book: {summary.num_nameless:,}."
+        )
     if split.problem:
         yield ""
         yield f"**Note**: {split.problem}."
@@ -163,10 +175,9 @@ def _made(settings: Settings, summary: Summary) -> Iterable[str]:
             else f"counts {', '.join(map(str, settings.quota.counts))}"
         )
         + (", one story per file" if settings.one_story_per_file else "")
-        + (f"; {summary.num_other_files:,} files of other kinds ignored" if summary.num_other_files
-           else "")
+        + (f"; files of other kinds ignored: {kinds}" if (kinds := summary.other_kinds()) else "")
         + "."
-    )  # fmt: skip
+    )
     yield ""
     known = [f"Python {platform.python_version()}"]
     for name in LIBRARIES:

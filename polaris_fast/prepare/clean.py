@@ -14,7 +14,8 @@ from .headings import title_key
 from .sources.pieces import SCENE_BREAK
 
 _INVISIBLE = re.compile(
-    r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]"
+    r"[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"
+    r"\ud800-\udfff]|(?<!\S)[\u200c\u200d]+(?!\S)"  # joiners inside words are Persian's and Hindi's
 )
 _SPACES = re.compile(r"[ \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
 # One sign and repeats of it, or an ornament: set between scenes, never a sentence.
@@ -68,7 +69,12 @@ def clean_text(text: str) -> str:
 
 
 def _is_break(text: str) -> bool:
-    return bool(_BREAK.fullmatch(text)) and not text.strip().strip(".").isdigit()
+    return bool(_BREAK.fullmatch(text)) and not text.strip().strip(".").isdecimal()
+
+
+def _is_number(text: str) -> bool:
+    """Digits alone, of whatever script; "\u00b2" and "\u2460" are digits, too, and no numbers."""
+    return text.isdecimal() and len(text) <= 4
 
 
 def _repeats(text: str, title: str) -> bool:
@@ -81,13 +87,13 @@ def _without_pages(blocks: Sequence[str]) -> list[str]:
     A bare number is one when it cuts a sentence, or when the bare numbers rise from above 1: a
     story's own sections begin with 1, and their numbers are breaks between scenes.
     """
-    numbers = [int(text) for text in blocks if text.isdigit() and len(text) <= 4]
+    numbers = [int(text) for text in blocks if _is_number(text)]
     rising = all(0 < b - a <= 3 for a, b in itertools.pairwise(numbers))
     paged = len(numbers) >= 3 and numbers[0] > 1 and rising
     kept: list[str] = []
     cut = False  # a page number stood between the last kept paragraph and this one
     for text in blocks:
-        number = text.isdigit() and len(text) <= 4
+        number = _is_number(text)
         last = kept[-1] if kept else SCENE_BREAK
         open_sentence = last != SCENE_BREAK and not _ENDS_SENTENCE.search(last)
         if _PAGE.fullmatch(text) or (number and (paged or open_sentence)):

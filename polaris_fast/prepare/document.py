@@ -46,6 +46,8 @@ class Document:
     title: str = ""
     authors: tuple[str, ...] = ()  # of the whole; editors are not among them
     rights: str = ""
+    folder: str = ""  # that it lies in, where nothing in it names the book that it belongs to
+    missing: tuple[str, ...] = ()  # pages that the book lists and does not hold
     root: Section = field(default_factory=Section)
 
 
@@ -61,6 +63,7 @@ class Draft:
     prompt: str = ""  # given by the source
     reasoning: str = ""
     rights: str = ""
+    folder: str = ""  # of a document that names no book
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class Story:
     prompt_from: str  # "source" or "extractive"
     reasoning: str = ""
     rights: str = ""
+    folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)

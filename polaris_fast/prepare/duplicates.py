@@ -6,11 +6,12 @@
 Candidates agree on one of 64 bands of 2 rows: two texts of Jaccard similarity s do so with
 probability 1 - (1 - s^2)^64, which is .999 at .32 and .93 at .2 (Leskovec et al., Mining of Massive
 Datasets, section 3.4). Smaller shares of text, and short excerpts, are found by `shared_text`.
+Exact copies are no candidates: n of them would be n (n - 1) / 2 pairs; see `exact_copies`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -56,17 +57,36 @@ class Candidates:
         """Append the next story's signature, (128,) uint32."""
         self._signatures += values.tobytes()
 
-    def pairs(self) -> list[tuple[int, int]]:
-        """Numbers of stories that agree on at least one band, each pair once, in order."""
+    def pairs(self, numbers: Sequence[int] | None = None) -> list[tuple[int, int]]:
+        """Numbers of stories that agree on at least one band, each pair once, in order.
+
+        Args:
+            numbers: the stories to be paired, rising; None: all.
+        """
         bands = np.frombuffer(self._signatures, np.uint64).reshape(-1, BANDS)  # 2 rows each
+        names = np.arange(len(bands)) if numbers is None else np.array(numbers, int)
+        bands = bands[names]
         found: set[tuple[int, int]] = set()
         for band in bands.T:
             order = np.argsort(band, kind="stable")
             ends = np.flatnonzero(np.diff(band[order])) + 1
             if len(ends) + 1 < len(order):  # some are equal
                 for run in np.split(order, ends):
-                    found.update(combinations(run.tolist(), 2))
+                    found.update(combinations(names[run].tolist(), 2))
         return sorted(found)
+
+
+def exact_copies(ranks: Sequence[tuple[int, str]]) -> dict[int, int]:
+    """Number of each story whose text another one has, to the number of the one that stays.
+
+    Args:
+        ranks: (words, uid) of each story, by its number; the uid is the text's hash.
+    """
+    best: dict[str, int] = {}
+    for number, (words, uid) in enumerate(ranks):
+        if uid not in best or words > ranks[best[uid]][0]:
+            best[uid] = number
+    return {n: best[uid] for n, (_, uid) in enumerate(ranks) if best[uid] != n}
 
 
 def compare(

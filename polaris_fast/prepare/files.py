@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +22,8 @@ from .work import SUFFIXES
 BATCH_ROWS = 256
 
 
-def find_files(settings: Settings) -> tuple[list[tuple[Path, str]], int]:
-    """((path as given, name below its source) of each file to read, files of other kinds).
+def find_files(settings: Settings) -> tuple[list[tuple[Path, str]], Counter[str]]:
+    """((path as given, name below its source) of each file to read, others by their suffix).
 
     A file that several paths lead to is read once; its kind is that of the first path, not of what
     a link leads to.
@@ -31,7 +32,7 @@ def find_files(settings: Settings) -> tuple[list[tuple[Path, str]], int]:
         UserError: there is nothing to read.
     """
     found: dict[Path, tuple[Path, str]] = {}  # by where the path leads
-    others = 0
+    others: Counter[str] = Counter()
     out = settings.out.resolve()
     for source in settings.sources:
         if source.is_file():
@@ -48,7 +49,7 @@ def find_files(settings: Settings) -> tuple[list[tuple[Path, str]], int]:
             if path.suffix.lower() in SUFFIXES:
                 found.setdefault(path.resolve(), (path, str(path.relative_to(source))))
             else:
-                others += 1
+                others[path.suffix.lower() or "without a suffix"] += 1
     if not found:
         where = ", ".join(map(str, settings.sources))
         raise UserError(

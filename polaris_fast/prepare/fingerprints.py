@@ -13,13 +13,14 @@ from datasketch import MinHash
 NUM_PERM = 128
 GRAM = 5
 _WORD = re.compile(r"\w+(?:'\w+)*")
+_AS_ONE = str.maketrans("\u2018\u2019", "''", "\u200c\u200d")  # quotes, and joiners of letters
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplication by it is a bijection of 64 bits
 
 
 def normal_words(text: str) -> list[str]:
     """Words without case, accents of typography or punctuation: equal for one text set twice."""
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text).replace("\u2019", "'").replace("\u2018", "'")
+        text = unicodedata.normalize("NFKC", text).translate(_AS_ONE)
     return _WORD.findall(text.casefold())
 
 

@@ -10,8 +10,17 @@ _NUMBER_WORDS = (
     "sixteen seventeen eighteen nineteen twenty thirty forty fifty first second third fourth fifth "
     "sixth seventh eighth ninth tenth last"
 ).replace(" ", "|")
-_NUMERAL = rf"(?:\d{{1,3}}|[ivxlc]+|(?:{_NUMBER_WORDS})(?:[- ](?:{_NUMBER_WORDS}))?)"
-_BARE_NUMERAL = re.compile(rf"[\W_]*{_NUMERAL}[\W_]*", re.IGNORECASE)
+_COUNTED = rf"(?:\d{{1,3}}|(?:{_NUMBER_WORDS})(?:[- ](?:{_NUMBER_WORDS}))?)"
+# Up to 399; "civil" is none.
+_ROMAN = r"c{0,3}(?:xc|xl|l?x{0,3})(?:ix|iv|v?i{0,3})(?<=[ivxlc])(?![^\W_])"
+_CAPITAL_ROMAN = r"C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?<=[IVXLC])(?![^\W_])"
+_NUMERAL = rf"(?:{_COUNTED}|{_ROMAN})"  # after "Chapter" or "Part"
+# Alone, "Liv" and "Xi" are names: in capitals, as "iv", or before a sign as "lv." they are numbers.
+_BARE_NUMERAL = re.compile(
+    rf"[\W_]*(?:{_COUNTED}|(?-i:{_CAPITAL_ROMAN}|(?=[ivx]+(?![^\W_])){_ROMAN}))[\W_]*"
+    rf"|[\W_]*(?-i:{_ROMAN})\s*[.:)\]\u2013\u2014-][\W_]*",
+    re.IGNORECASE,
+)
 _CHAPTER = re.compile(
     rf"\W*(?:chapter|chap\.|scene|canto)\s+(?:the\s+)?{_NUMERAL}\b.*", re.I | re.S
 )
@@ -21,8 +30,9 @@ _PART = re.compile(
     rf"|\W*(?:the\s+)?(?:{_NUMBER_WORDS})\s+(?:part|book|volume)\b.*",
     re.IGNORECASE | re.DOTALL,
 )
-_NUMBERED = re.compile(r"\s*(?:\d{1,3}|[IVXLC]+)\s*[.:)\u2013\u2014-]\s+\S.*", re.DOTALL)
-_LEADING_NUMBER = re.compile(r"^\s*(?:\d{1,3}|[IVXLC]+)\s*[.:)\u2013\u2014-]\s+(?=\S)")
+_LEADING = rf"\s*(?:\d{{1,3}}|{_CAPITAL_ROMAN})\s*[.:)\u2013\u2014-]\s+"
+_NUMBERED = re.compile(rf"{_LEADING}\S.*", re.DOTALL)
+_LEADING_NUMBER = re.compile(rf"^{_LEADING}(?=\S)")
 
 
 def is_numeral(title: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..types import UserError
 from .card import write_card
 from .document import Story
-from .duplicates import Candidates, choose, compare
+from .duplicates import Candidates, Twin, choose, compare, exact_copies
 from .files import find_files, put_in_place, scratch_folder, write_records
 from .progress import ProgressView
 from .reading import read_all
@@ -22,7 +22,7 @@ from .settings import Settings, check_settings
 from .shared_text import sharing_pairs
 from .split import Item, Quota, split_items
 from .stage import Stage
-from .summary import SAMPLES, Duplicate, Line, Sample, Summary
+from .summary import SAMPLES, Duplicate, Line, Sample, Summary, counted
 
 CONTAINED = 0.8  # of the shorter story's 5-grams: it is an excerpt
 OPENING_CHARS = 420
@@ -42,7 +42,7 @@ def prepare(settings: Settings, view: ProgressView) -> Summary | None:
         from .prompts import run  # the judge's client takes a second to import
 
         run.check(settings.endpoint)
-    summary = Summary(num_files=len(files), num_other_files=others)
+    summary = Summary(num_files=len(files), other_files=others)
     with scratch_folder(settings.out) as scratch:
         with closing(Stage(scratch / "stage.sqlite")) as stage:
             ties = _read(settings, files, stage, summary, view)
@@ -82,19 +82,27 @@ def _read(
     candidates = Candidates()
     read_all(settings, files, stage, candidates, summary, view)
     for drop in (d for d in summary.drops if d.kind == "unreadable"):
-        view.say(f"left out: {drop.where}: {drop.detail}")
+        title = f' "{drop.title}"' if drop.title else ""
+        view.say(f"left out: {drop.where}{title}: {drop.detail}")
     if not summary.lines:
         raise UserError(_nothing_left(summary))
     lines = summary.lines
-    sharing = sharing_pairs([line.words for line in lines], stage.grams)
-    pairs = compare(sorted({*candidates.pairs(), *sharing}), stage.grams)
+    copies = exact_copies([(line.words, line.uid) for line in lines])
+    texts = [line.number for line in lines if line.number not in copies]
+    sharing = sharing_pairs([lines[n].words for n in texts], lambda i: stage.grams(texts[i]))
+    alike = {*candidates.pairs(texts), *((texts[i], texts[j]) for i, j in sharing)}
+    pairs = compare(sorted(alike), stage.grams)
     twins = choose(
         pairs,
         lambda number: (lines[number].words, lines[number].uid),
         threshold=settings.duplicate_similarity,
         contained=CONTAINED,
     )
-    for twin in twins:
+    chosen = {twin.dropped: twin for twin in twins}
+    for copy, original in copies.items():  # where the original gives way, so does its copy
+        stays = chosen.get(original, Twin(copy, original, 1.0, 1.0))
+        twins.append(replace(stays, dropped=copy))
+    for twin in sorted(twins, key=lambda twin: twin.dropped):
         dropped, kept = lines[twin.dropped], lines[twin.kept]
         summary.duplicates.append(
             Duplicate(
@@ -120,7 +128,7 @@ def _nothing_left(summary: Summary) -> str:
 def _split(
     settings: Settings, ties: Iterable[tuple[int, int]], summary: Summary, view: ProgressView
 ) -> None:
-    items = [Item(l.number, l.uid, l.author, l.source, l.bin) for l in summary.lines]
+    items = [Item(l.number, l.uid, l.author, l.source, l.bin, l.folder) for l in summary.lines]
     quota = settings.quota
     if len(items) < 2 and not settings.quota_given:
         quota = Quota(0.0)
@@ -130,6 +138,11 @@ def _split(
             option = "--test-share" if settings.quota.counts is None else "--test-counts"
             raise UserError(f"{option}: {split.problem}")
         view.say(f"note: {split.problem}")
+    if (nameless := summary.num_nameless) and settings.split_by and len(items) > 1:
+        view.say(
+            f"note: {counted(nameless, 'story', 'stories')} with neither author nor book; only "
+            "texts in common tie them to others: put the files of one book into a folder of its own"
+        )
     summary.split = split
     summary.lines = [replace(line, is_test=line.number in split.test) for line in summary.lines]
 

@@ -44,6 +44,7 @@ def read_all(
     for portion, outcome in results:
         summary.drops += outcome.drops
         summary.leaking_prompts += outcome.leaking_prompts
+        summary.sized_prompts += outcome.sized_prompts
         for finished in outcome.stories:
             story, number = finished.story, len(summary.lines)
             stage.put(number, story, finished.grams)
@@ -59,6 +60,7 @@ def read_all(
                     bin=bin_of(story.words),
                     where=story.where,
                     rights=story.rights,
+                    folder=story.folder,
                 )
             )
         view.advance(share.of(portion), f"{len(summary.lines):,} stories")

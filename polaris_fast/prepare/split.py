@@ -1,7 +1,8 @@
 """Training and test stories: whole components of what belongs together, never a part of one.
 
-Stories are tied by author, by source, and by text in common; a component goes to one side. Which
-one follows from hashes alone, so the order of files changes nothing.
+Stories are tied by any of their authors, by source (the book, or the folder of files that name
+none), and by text in common; a component goes to one side. Which one follows from hashes alone, so
+the order of files changes nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .bins import ALL_BINS, BINS
-from .bylines import name_key
 from .headings import title_key
+from .names import name_keys
 
 TIES = ("author", "source")
 
@@ -27,6 +28,7 @@ class Item:
     author: str
     source: str
     bin: str
+    folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +145,9 @@ def _components(
 
     first: dict[tuple[str, str], int] = {}
     for item in items:
-        keys = {"author": name_key(item.author), "source": title_key(item.source)}
         for tie in ties:
-            if keys[tie]:  # an unknown author ties nothing
-                other = first.setdefault((tie, keys[tie]), item.number)
+            for key in _keys(item, tie):
+                other = first.setdefault(key, item.number)
                 parent[find(item.number)] = find(other)
     for a, b in related:
         if a in parent and b in parent:
@@ -155,6 +156,17 @@ def _components(
     for item in items:
         groups.setdefault(find(item.number), []).append(item)
     return list(groups.values())
+
+
+def _keys(item: Item, tie: str) -> Iterable[tuple[str, str]]:
+    """What a story has in common with those it is tied to; an unknown author ties nothing."""
+    if tie == "author":
+        yield from (("author", key) for key in name_keys(item.author))
+        return
+    if key := title_key(item.source):
+        yield "source", key
+    if item.folder:
+        yield "folder", item.folder
 
 
 def _order(group: Sequence[Item]) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .bylines import name_key, split_titles
+from .bylines import split_titles
 from .document import Document, Draft, Drop, Section
 from .headings import (
     is_chapter,
@@ -24,6 +24,7 @@ from .headings import (
     without_number,
 )  # fmt: skip
 from .matter import matter_of
+from .names import name_keys
 from .sources.pieces import SCENE_BREAK
 
 MIN_TOLD_WORDS = 30  # less text between stories is not worth a line in the report
@@ -45,7 +46,7 @@ def find_stories(document: Document, *, max_words: int, whole: bool = False) -> 
     Args:
         max_words: a line of the contents with more words than this and titled sections is taken
             for a container.
-        whole: the document is one story, whatever its headings say.
+        whole: the document is one story, whatever its headings say; nothing in it is left out.
     """
     return _Finder(document, max_words).run(whole)
 
@@ -54,12 +55,15 @@ class _Finder:
     def __init__(self, document: Document, max_words: int) -> None:
         self._document, self._max_words = document, max_words
         self._found = Found()
-        authors = document.authors if len(document.authors) == 1 else ()
-        self._author = authors[0] if authors and name_key(authors[0]) else ""
+        for page in document.missing:
+            why = f"the page {page} is listed and not there"
+            self._found.drops.append(Drop("unreadable", why, document.name))
+        self._author = "; ".join(filter(name_keys, document.authors))
 
     def run(self, whole: bool) -> Found:
         root = self._document.root
-        self._drop_matter(root)
+        if not whole:
+            self._drop_matter(root)
         top = _unwrap(root)
         one = self._all_chapters(top) and not _is_shelf(root, top)
         if whole or one or _mostly_own(top):
@@ -128,6 +132,7 @@ class _Finder:
                 title=tidy_title(title),
                 author=tidy_title(author) or self._author,
                 source=document.source,
+                folder=document.folder,
                 blocks=blocks,
                 where=document.name,
                 rights=document.rights,

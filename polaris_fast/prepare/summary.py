@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bins import ALL_BINS
 from .document import Drop
 from .duplicates import Twin
+from .names import name_keys
 from .split import Split
 
 if TYPE_CHECKING:
@@ -16,11 +18,12 @@ if TYPE_CHECKING:
     from .prompts.writer import Written
 
 SAMPLES = 6
+MAX_KINDS = 8  # of files that are not read; the rest is counted
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str = "") -> str:
     """`1 file`, `1,250 files`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    return f"{number:,} " + (noun if number == 1 else plural or f"{noun}s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,15 @@ class Line:
     bin: str
     where: str
     rights: str
+    folder: str = ""
     is_test: bool = False
+
+    @property
+    def is_nameless(self) -> bool:
+        """Whether nothing says who wrote it or in which book it stands but its file's own name."""
+        file = Path(self.where)
+        unnamed = self.source in (file.name, file.stem) and not self.folder
+        return unnamed and not name_keys(self.author)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +81,9 @@ class Summary:
     duplicates: list[Duplicate] = field(default_factory=list)
     split: Split | None = None
     num_files: int = 0
-    num_other_files: int = 0
+    other_files: Counter[str] = field(default_factory=Counter)  # not read, by suffix
     leaking_prompts: int = 0
+    sized_prompts: int = 0
     prompts_from: Counter[str] = field(default_factory=Counter)
     num_reasoned: int = 0
     written: Written | None = None
@@ -80,9 +92,21 @@ class Summary:
     seconds: float = 0.0
 
     @property
+    def num_nameless(self) -> int:
+        """Stories that nothing but a text in common can tie to others of their book."""
+        return sum(line.is_nameless for line in self.lines)
+
+    @property
     def num_test(self) -> int:
         """Stories in the test file."""
         return sum(line.is_test for line in self.lines)
+
+    def other_kinds(self) -> str:
+        """`3 .pdf, 1 .mobi and 2 more files`; "" when every file was read."""
+        most = self.other_files.most_common(MAX_KINDS)
+        rest = self.other_files.total() - sum(n for _, n in most)
+        more = f" and {counted(rest, 'more file')}" if rest else ""
+        return ", ".join(f"{n:,} {kind}" for kind, n in most) + more
 
     def drop_counts(self) -> dict[str, int]:
         """Texts left out, by kind, most frequent first."""

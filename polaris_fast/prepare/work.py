@@ -17,6 +17,7 @@ from .fingerprints import grams_of, normal_words, signature
 from .headings import tidy_title
 from .prompts.extractive import safe_extract
 from .prompts.leak import find_leak
+from .prompts.lengths import without_length
 from .sources import rows
 from .sources.epub import read_epub
 from .sources.html import read_html
@@ -72,6 +73,7 @@ class Outcome:
     stories: list[Finished] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
     leaking_prompts: int = 0  # given by the source and replaced
+    sized_prompts: int = 0  # given by the source with a length of their own, which is cut
 
 
 def portions(files: Sequence[tuple[Path, str]]) -> Iterator[Portion | Drop]:
@@ -84,15 +86,19 @@ def portions(files: Sequence[tuple[Path, str]]) -> Iterator[Portion | Drop]:
         try:
             for first, some in ROWS[suffix](path):
                 yield Portion(path, name, first, some)
-        except (SourceError, OSError) as error:
-            yield Drop("unreadable", str(error), name)
+        except Exception as error:
+            yield Drop("unreadable", _reason(error), name)
 
 
 def work(portion: Portion, rules: Rules) -> Outcome:
     """Read, divide, clean, count and fingerprint. Raises nothing that a file can cause."""
     outcome = Outcome()
     for draft in _drafts(portion, rules, outcome):
-        _finish(draft, rules, outcome)
+        try:
+            _finish(draft, rules, outcome)
+        except Exception as error:  # one text that no step foresaw must not end the run
+            title = " ".join(draft.title.split())
+            outcome.drops.append(Drop("unreadable", _reason(error), draft.where, title))
     return outcome
 
 
@@ -101,8 +107,8 @@ def _drafts(portion: Portion, rules: Rules, outcome: Outcome) -> Iterator[Draft]
         for number, row in enumerate(portion.rows, start=portion.first_row):
             try:
                 draft = rows.draft_of_row(row, portion.name, number)
-            except SourceError as error:
-                outcome.drops.append(Drop("unreadable", str(error), f"{portion.name}:{number}"))
+            except Exception as error:
+                outcome.drops.append(Drop("unreadable", _reason(error), f"{portion.name}:{number}"))
                 continue
             if draft is not None:
                 yield draft
@@ -110,15 +116,15 @@ def _drafts(portion: Portion, rules: Rules, outcome: Outcome) -> Iterator[Draft]
     try:
         document = DOCUMENTS[portion.path.suffix.lower()](portion.path, portion.name)
         found = find_stories(document, max_words=rules.max_words, whole=rules.one_story_per_file)
-    except SourceError as error:
-        outcome.drops.append(Drop("unreadable", str(error), portion.name))
-        return
     except Exception as error:  # parsers raise many kinds; one bad file must not end the run
-        reason = f"{type(error).__name__}: {error}"
-        outcome.drops.append(Drop("unreadable", reason, portion.name))
+        outcome.drops.append(Drop("unreadable", _reason(error), portion.name))
         return
     outcome.drops += found.drops
     yield from found.drafts
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, SourceError) else f"{type(error).__name__}: {error}"
 
 
 def _finish(draft: Draft, rules: Rules, outcome: Outcome) -> None:
@@ -137,6 +143,9 @@ def _finish(draft: Draft, rules: Rules, outcome: Outcome) -> None:
     if prompt and find_leak(prompt, text, title) is not None:
         outcome.leaking_prompts += 1
         prompt = ""
+    if (unsized := without_length(prompt)) != prompt:
+        outcome.sized_prompts += 1
+        prompt = unsized
     if not prompt:
         prompt, prompt_from = safe_extract(title, text), "extractive"
     grams = grams_of(normal)
@@ -152,6 +161,7 @@ def _finish(draft: Draft, rules: Rules, outcome: Outcome) -> None:
         prompt_from=prompt_from,
         reasoning=clean_text(draft.reasoning),
         rights=_line(draft.rights),
+        folder=draft.folder,
     )
     outcome.stories.append(Finished(story, grams.tobytes(), signature(grams)))
 

@@ -20,6 +20,9 @@ from polaris_fast.prepare.sources.wrapping import unwrap
         ("word[12] and.[3] end[a]", "word and. end"),
         ("cut [Pg 12] here", "cut here"),
         ("It was _very_ cold", "It was very cold"),
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", None),  # Persian
+        ("\u0915\u094d\u200d\u0937 \U0001f469\u200d\U0001f680", None),  # Hindi, an astronaut
+        ("\u200c", ""),
         ("snake_case_name stays", None),
         ("half of a pair \ud83d", "half of a pair"),
     ],
@@ -55,6 +58,11 @@ def test_section_numbers_are_breaks_and_not_pages() -> None:
     assert clean_blocks(["1", "One.", "2", "Two.", "3", "Three."]) == [
         "One.", "* * *", "Two.", "* * *", "Three.",
     ]  # fmt: skip
+
+
+def test_a_digit_that_is_no_number_is_text() -> None:
+    blocks = ["One.", "\u00b2", "Two.", "\u2460"]
+    assert clean_blocks(blocks) == blocks
 
 
 def test_wrapped_prose_is_joined_and_verse_is_not() -> None:

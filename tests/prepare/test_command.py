@@ -143,6 +143,17 @@ def test_a_source_that_vanishes_is_told_and_the_rest_goes_on(
     assert "left out: gone.txt: " in capsys.readouterr().err
 
 
+def test_files_of_other_kinds_are_named_at_the_end(
+    book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.pdf", "b.PDF", "c.mobi", "README"):
+        (tmp_path / name).write_bytes(b"x")
+    out = tmp_path / "out" / "data"
+    assert main([str(tmp_path), "--out", str(out), "--min-words", "100"]) == 0
+    assert "not read: 2 .pdf, 1 .mobi, 1 without a suffix; convert" in capsys.readouterr().out
+    assert "2 .pdf, 1 .mobi" in (out / "DATA_CARD.md").read_text()
+
+
 def test_an_error_names_its_own_file_and_not_out(tmp_path: Path) -> None:
     out = tmp_path / "data"
     with pytest.raises(UserError, match=r"elsewhere: No such file.*; nothing was changed"):
@@ -167,6 +178,48 @@ def test_a_given_prompt_that_leaks_is_replaced(tmp_path: Path) -> None:
     (record,) = map(json.loads, (out / "train.jsonl").read_text().splitlines())
     assert record["prompt_from"] == "extractive" and row["prompt"] != record["prompt"]
     assert "1 given prompts leaked their story" in (out / "DATA_CARD.md").read_text()
+
+
+def test_a_given_prompt_names_no_length_beside_the_storys_own(tmp_path: Path) -> None:
+    rows = [
+        {"story": prose(3, 200), "prompt": "Write a 4,000-word story about a ferry."},
+        {"story": prose(4, 200), "prompt": "Write a story, 4,000 words long."},
+        {"story": prose(5, 200), "prompt": "Tell of a well.", "target_word_count": 4000},
+    ]
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "data"
+    assert main([str(tmp_path / "r.jsonl"), "--out", str(out), "--min-words", "100"]) == 0
+    records = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    first, second, third = records
+    assert first["prompt"] == "Write a story about a ferry."
+    assert second["prompt_from"] == "extractive"
+    assert third["prompt"] == "Tell of a well."
+    assert all(r["target_word_count"] == len(r["story"].split()) for r in records)
+    assert "2 given prompts named a length" in (out / "DATA_CARD.md").read_text()
+
+
+def test_many_copies_of_one_text_cost_no_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 60 copies, a near-copy that is longer and a stranger, two texts stay."""
+    compared: list[tuple[int, int]] = []
+    compare = pipeline.compare
+
+    def counting(candidates, grams):
+        compared.extend(candidates)
+        return compare(compared, grams)
+
+    monkeypatch.setattr(pipeline, "compare", counting)
+    texts = [prose(1, 200)] * 60 + [prose(1, 200) + " The end came.", prose(2, 200)]
+    rows = "\n".join(json.dumps({"story": text}) for text in texts)
+    (tmp_path / "r.jsonl").write_text(rows)
+    out = tmp_path / "data"
+    assert main([str(tmp_path / "r.jsonl"), "--out", str(out), "--min-words", "100"]) == 0
+    records = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    assert [record["story"] for record in records] == texts[60:]
+    assert "left out: 60 near-duplicate" in capsys.readouterr().out
+    assert compared == [(0, 60)]
+    assert "r.jsonl:61" in (out / "DATA_CARD.md").read_text().split("| left out | kept |")[1]
 
 
 def test_an_overwritten_set_is_replaced_whole(book: Path, tmp_path: Path) -> None:

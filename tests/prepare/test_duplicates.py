@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from polaris_fast.prepare.duplicates import Candidates, Pair, choose, compare
+from polaris_fast.prepare.duplicates import Candidates, Pair, choose, compare, exact_copies
 from polaris_fast.prepare.fingerprints import grams_of, normal_words, signature
 from polaris_fast.prepare.shared_text import MAX_RATE, sharing_pairs
 
@@ -101,6 +101,15 @@ def test_the_longer_of_a_chain_stays_and_each_drop_names_what_was_kept() -> None
     twins = choose(pairs, lambda n: (words[n], "same"), threshold=0.5, contained=0.8)
     # 3 is an excerpt of 2 alone, and 2 is not kept: 3 stays.
     assert [(t.dropped, t.kept) for t in twins] == [(0, 1), (2, 1)]
+
+
+def test_of_exact_copies_the_longest_stays_of_equals_the_first_and_none_is_compared() -> None:
+    ranks = [(10, "a"), (9, "b"), (11, "a"), (9, "b"), (11, "a"), (5, "c")]
+    assert exact_copies(ranks) == {0: 2, 4: 2, 3: 1}
+    index = Candidates()
+    for _ in range(4):
+        index.add(signature(grams_of(normal_words(prose(1)))))
+    assert index.pairs([1, 3]) == [(1, 3)] and index.pairs([2]) == index.pairs([]) == []
 
 
 @pytest.mark.parametrize("uids", [("a", "b"), ("b", "a")])

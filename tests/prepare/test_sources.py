@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from polaris_fast.prepare import work as work_module
 from polaris_fast.prepare.document import Document, Section, SourceError
 from polaris_fast.prepare.sources.archive import Archive
 from polaris_fast.prepare.sources.epub import read_epub
@@ -71,6 +72,32 @@ def test_named_entities_marks_of_notes_and_page_breaks_in_xhtml(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("raised", "text"),
+    [
+        ("XIX<sup>e</sup> si\u00e8cle", "XIXe si\u00e8cle"),
+        ("M<sup>r</sup> Bell", "Mr Bell"),
+        ("E = mc<sup>2</sup>", "E = mc\u00b2"),
+        ("<i>x</i><sup>2</sup> of 10<sup>12</sup>", "x\u00b2 of 10\u00b9\u00b2"),
+        ("the well<sup>12</sup>", "the well"),
+        ("the well.<sup>3</sup>", "the well."),
+        ("the well<sup>*</sup><sup>\u2020</sup>", "the well"),
+        ("the well<sup>[b]</sup>", "the well"),
+        ("the well<sup><a href='#n'>b</a></sup>", "the well"),
+        ("the km<a href='#n'><sup>2</sup></a>", "the km"),
+        ("the <a href='#n'>XIX<sup>e</sup></a>", "the XIXe"),
+        ("the <i>well</i><sup>1</sup>", "the well"),
+    ],
+)
+def test_a_raised_sign_is_the_mark_of_a_note_or_text(
+    tmp_path: Path, raised: str, text: str
+) -> None:
+    page = f"<html><body><h1>{raised}</h1><p>{raised}</p></body></html>"
+    (tmp_path / "p.html").write_text(page, encoding="utf-8")
+    (section,) = read_html(tmp_path / "p.html", "p.html").root.children
+    assert (section.title, section.blocks) == (text, [text])
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda p: p.write_bytes(b"PK not a zip"), "no readable zip"),
@@ -93,6 +120,42 @@ def _zip(path: Path, members: dict[str, str]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, text in members.items():
             file.writestr(name, text)
+
+
+@pytest.mark.parametrize("ncx", [False, True])
+def test_a_page_is_found_whatever_the_case_and_composition_of_its_name(
+    tmp_path: Path, ncx: bool
+) -> None:
+    parts = [Part("The Well", prose(1)), Part("The Ferry", prose(2)), Part("The Forge", prose(3))]
+    book = write_epub(tmp_path / "b.epub", parts, ncx=ncx)
+    contents = "OEBPS/toc.ncx" if ncx else "OEBPS/nav.xhtml"
+    with zipfile.ZipFile(book) as made:
+        members = {name: made.read(name) for name in made.namelist()}
+    for name in ("OEBPS/book.opf", contents):
+        members[name] = members[name].replace(b"p1.xhtml", "caf\u00e9.xhtml".encode())
+    members["OEBPS/cafe\u0301.xhtml"] = members.pop("OEBPS/p1.xhtml")
+    members["OEBPS/P0.XHTML"] = members.pop("OEBPS/p0.xhtml")
+    with zipfile.ZipFile(book, "w") as file:
+        for name, raw in members.items():
+            file.writestr(name, raw)
+    outcome = work(Portion(book, "b.epub"), RULES)
+    assert [f.story.title for f in outcome.stories] == ["The Well", "The Ferry", "The Forge"]
+    assert [f.story.text for f in outcome.stories] == [prose(1), prose(2), prose(3)]
+    assert not outcome.drops
+
+
+def test_a_page_that_is_listed_and_not_there_is_told(tmp_path: Path) -> None:
+    parts = [Part("The Well", prose(1)), Part("The Ferry", prose(2)), Part("The Forge", prose(3))]
+    book = write_epub(tmp_path / "b.epub", parts)
+    with zipfile.ZipFile(book) as made:
+        members = {name: made.read(name).decode() for name in made.namelist()}
+    del members["OEBPS/p1.xhtml"]
+    _zip(book, members)
+    outcome = work(Portion(book, "b.epub"), RULES)
+    assert [f.story.title for f in outcome.stories] == ["The Well", "The Forge"]
+    (drop,) = outcome.drops
+    assert (drop.kind, drop.where) == ("unreadable", "b.epub")
+    assert drop.detail == "the page OEBPS/p1.xhtml is listed and not there"
 
 
 def test_a_zip_bomb_is_refused_before_it_unpacks(tmp_path: Path) -> None:
@@ -162,6 +225,22 @@ def test_a_gutenberg_text_loses_its_frame_and_its_contents_list(tmp_path: Path) 
     assert ferry.text == prose(3, 120).replace("\n\n", " ")
 
 
+def test_a_file_that_names_no_book_belongs_to_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(prose(1))
+    assert read_text(tmp_path / "a.txt", "novel/a.txt").folder == "novel"
+    assert read_text(tmp_path / "a.txt", "a.txt").folder == ""
+    framed = (
+        "Title: {}\n\nAuthor: Ann Lee\n        Bo Ek\n\n*** START OF THIS PROJECT GUTENBERG X ***\n"
+    )
+    (tmp_path / "b.txt").write_text(framed.format("Night Tales") + prose(1))
+    document = read_text(tmp_path / "b.txt", "shelf/b.txt")
+    assert (document.folder, document.authors) == ("", ("Ann Lee; Bo Ek",))
+    fields = "---\ntitle: {}\nauthor: Ann Lee\n---\n"
+    for title, folder in (("Night Tales", ""), ("Chapter Two", "novel")):
+        (tmp_path / "c.md").write_text(fields.format(title) + prose(1))
+        assert read_markdown(tmp_path / "c.md", "novel/c.md").folder == folder
+
+
 def test_a_story_without_headings_is_whole_and_named_by_its_file(tmp_path: Path) -> None:
     (tmp_path / "the-long-way.txt").write_text(prose(1))
     assert stories_of(read_text(tmp_path / "the-long-way.txt", "the-long-way.txt")) == [
@@ -202,6 +281,40 @@ def test_large_files_of_rows_are_cut_into_portions_with_the_right_numbers(tmp_pa
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
     (drop,) = portions([(tmp_path / "bad.parquet", "bad.parquet")])
     assert drop.kind == "unreadable"  # type: ignore[union-attr]
+
+
+def test_a_row_that_is_not_utf8_is_left_out_and_the_others_stay(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    texts = pyarrow.array([prose(1).encode(), b"caf\xe9", prose(2).encode()])
+    path = tmp_path / "r.parquet"
+    parquet.write_table(pyarrow.table({"story": texts.view(pyarrow.string())}), path)
+    (portion,) = portions([(path, "r.parquet")])
+    assert isinstance(portion, Portion)
+    outcome = work(portion, RULES)
+    assert len(outcome.stories) == 2
+    (drop,) = outcome.drops
+    assert drop.where == "r.parquet:2" and "story is not UTF-8" in drop.detail
+
+
+def test_a_text_that_no_step_foresaw_is_told_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = work_module.clean_blocks
+
+    def fails(blocks, title):
+        if title == "The Well":
+            raise ValueError("no such text")
+        return clean(blocks, title)
+
+    monkeypatch.setattr(work_module, "clean_blocks", fails)
+    (tmp_path / "a.md").write_text(f"# The Well\n\n{prose(1)}\n\n# The Ferry\n\n{prose(2)}")
+    outcome = work(Portion(tmp_path / "a.md", "a.md"), RULES)
+    assert [finished.story.title for finished in outcome.stories] == ["The Ferry"]
+    (drop,) = outcome.drops
+    assert (drop.kind, drop.where, drop.title) == ("unreadable", "a.md", "The Well")
+    assert drop.detail == "ValueError: no such text"
 
 
 def test_a_section_tree_can_be_walked() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +45,39 @@ def test_no_tie_crosses_the_split_whatever_the_order(rows, ties) -> None:
     assert len(test) < len(items)
     again = split_items(random.Random(1).sample(items, len(items)), ties, related, Quota(0.3))
     assert again.test == split.test
+
+
+def test_one_common_author_ties_and_so_does_a_folder() -> None:
+    names = ("Ann Lee & Bo Ek", "Lee, Ann, 1947-", "Bo Ek", "Cy Fox")
+    by_author = make([(name, str(i), "1-4K") for i, name in enumerate(names)])
+    split = split_items(by_author, ("author", "source"), [], Quota(0.3))
+    assert (split.num_components, split.largest) == (2, 3)
+    folders = ("novel", "novel", "", "")
+    items = [Item(i, f"uid{i}", "", f"{i}.txt", "1-4K", f) for i, f in enumerate(folders)]
+    assert split_items(items, ("source",), [], Quota(0.3)).num_components == 3
+    assert split_items(items, ("author",), [], Quota(0.3)).num_components == 4
+
+
+def test_chapters_in_a_folder_stay_on_one_side_and_nameless_files_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A novel in chapters, in three formats; beside it six files that name nothing."""
+    books = tmp_path / "books"
+    (books / "novel").mkdir(parents=True)
+    for i in range(4):
+        (books / "novel" / f"c{i}.txt").write_text(prose(i, 150))
+        (books / "novel" / f"d{i}.md").write_text(f"---\ntitle: Fog {i}\n---\n{prose(10 + i, 150)}")
+        page = f"<title>Rain {i}</title><p>{prose(20 + i, 150)}</p>"
+        (books / "novel" / f"e{i}.html").write_text(page)
+    for i in range(6):
+        (books / f"t{i}.txt").write_text(prose(30 + i, 150))
+    settings = Settings((books,), tmp_path / "data", min_words=50, quota=Quota(0.3))
+    with ProgressView() as view:
+        summary = prepare(settings, view)
+    assert summary is not None and summary.split is not None
+    assert (summary.split.num_components, summary.split.largest) == (7, 12)
+    assert "6 stories with neither author nor book" in capsys.readouterr().err
+    assert "neither author nor book: 6." in (tmp_path / "data" / "DATA_CARD.md").read_text()
 
 
 def test_counts_a_bin_are_met_when_stories_are_free() -> None:

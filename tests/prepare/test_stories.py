@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from polaris_fast.prepare.bylines import byline_of, looks_like_name, name_key, split_titles
+from polaris_fast.prepare.bylines import byline_of, looks_like_name, split_titles
 from polaris_fast.prepare.document import Document, Section
 from polaris_fast.prepare.headings import is_chapter, is_numbered, is_part, tidy_title
 from polaris_fast.prepare.matter import matter_of
+from polaris_fast.prepare.names import name_key, name_keys
 from polaris_fast.prepare.stories import find_stories
 
 from .books import prose
@@ -60,9 +61,18 @@ def test_chapter_titles_stay_in_the_text_and_numerals_become_breaks() -> None:
     assert "III" not in draft.blocks
 
 
-def test_one_story_per_file_takes_all_but_front_and_back_matter() -> None:
-    sections = [leaf("Preface"), leaf("Ash"), leaf("Elm")]
-    assert titles(*sections, whole=True) == ["Book"]
+def test_one_story_per_file_takes_the_file_whole() -> None:
+    """A story may be called "Preface", and its file holds nothing else."""
+    sections = [leaf("Preface", 1), leaf("Ash", 2), leaf("Elm", 3)]
+    document = Document("book", "Book", "Book", root=Section(children=sections))
+    found = find_stories(document, max_words=12000, whole=True)
+    (draft,) = found.drafts
+    assert draft.title == "Book" and not found.drops
+    assert sum(len(block.split()) for block in draft.blocks if block != "* * *") == (
+        sum(section.num_words() for section in sections) + len(("Preface", "Ash", "Elm"))
+    )
+    alone = Document("book", "Book", "Book", root=Section(children=[leaf("Preface", 1)]))
+    assert len(find_stories(alone, max_words=12000, whole=True).drafts) == 1
 
 
 def test_a_stray_heading_does_not_cut_a_story_in_two() -> None:
@@ -133,9 +143,47 @@ def test_bylines_and_names() -> None:
     assert name_key("Various") == name_key("Anonymous") == ""
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["Stephen King", "King, Stephen", "King, Stephen, 1947-", "Stephen King (1947-)",
+     "King, Stephen (Stephen Edwin), b. 1947", "Stephen King, 1947-2050", "Stephen King, Jr."],
+)  # fmt: skip
+def test_one_author_has_one_key_however_a_catalogue_writes_him(name: str) -> None:
+    assert name_key(name) == "stephenking" and name_keys(name) == {"stephenking"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["Stephen King & Peter Straub", "Stephen King and Peter Straub", "King, Stephen; Straub, Peter",
+     "King, Stephen, 1947- & Straub, Peter, 1943-2022", "King, Stephen, Straub, Peter"],
+)  # fmt: skip
+def test_each_of_several_authors_has_a_key(names: str) -> None:
+    assert name_keys(names) == {"stephenking", "peterstraub"}
+
+
+def test_a_comma_between_full_names_is_read_both_ways_and_numbers_are_no_dates() -> None:
+    assert {"neilgaiman", "terrypratchett"} < name_keys("Neil Gaiman, Terry Pratchett")
+    assert name_keys("Le Guin, Ursula K.") == {"ursulakleguin"}
+    assert name_keys("Author 1234") == {"author1234"}
+    assert name_keys("Various") == name_keys("") == frozenset()
+
+
+def test_stories_of_a_book_by_two_are_by_both() -> None:
+    root = Section(children=[leaf("Ash"), leaf("Elm", author="Ann Lee")])
+    document = Document("b", "b", authors=("King, Stephen", "Straub, Peter"), root=root)
+    drafts = find_stories(document, max_words=12000).drafts
+    assert [d.author for d in drafts] == ["King, Stephen; Straub, Peter", "Ann Lee"]
+
+
 def test_headings() -> None:
     assert all(map(is_chapter, ("", "3", "IV.", "- Two -", "Chapter Ten", "Scene 2", "Epilogue")))
     assert not any(map(is_chapter, ("Three Knocks", "Civilians", "Chapters of a Life", "I, Robot")))
+    assert all(
+        map(is_chapter, ("I", "XLII", "iv", "lv.", "(c)", "Chapter Iv", "_IV_", "Chapter xc"))
+    )
+    assert not any(map(is_chapter, ("Ill", "Civil", "Lili", "Vivi", "Xi", "Liv", "Vi", "liv")))
+    assert not any(map(is_chapter, ("IIII", "VIC", "Chapter Civil War")))
+    assert not is_numbered("CIVIL: A Story") and not is_part("Book Lili")
     assert is_part("PART TWO: The Sea") and is_part("Book II") and not is_part("Part of Me")
     assert is_numbered("IV. The Band") and not is_numbered("IV") and not is_numbered("Iv Moss")
     assert tidy_title("THE  RETURN OF THE KING") == "The Return of the King"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..document import Story
 from .leak import find_leak
+from .lengths import names_length
 
 VERSION = 1  # of the wording: part of the journal's keys
 Messages = list[dict[str, str]]
@@ -28,7 +29,6 @@ _PLAN_SYSTEM = (
 )
 _THINKING = re.compile(r"\A.*</think>", re.DOTALL)
 _LABEL = re.compile(r"\A[\s*_#]*(?:prompt|request|plan)[\s*_]*:[\s*_]*", re.IGNORECASE)
-_LENGTH = re.compile(r"\b\d[\d,.]*\s*(?:to\s*\d[\d,.]*\s*)?-?\s*(?:words?|pages?)\b", re.IGNORECASE)
 _SENTENCE = re.compile(r"[.!?]['\")\u201d]*\s")
 
 
@@ -78,7 +78,7 @@ def prompt_problem(prompt: str, story: Story) -> tuple[str, str] | None:
     words = len(prompt.split())
     if not PROMPT_WORDS.low <= words <= PROMPT_WORDS.high:
         return "length", f"it has {words} words, wanted are 40 to 110"
-    if _LENGTH.search(prompt):
+    if names_length(prompt):
         return "length", "it speaks of the story's length"
     phrase = find_leak(prompt, story.text, story.title)
     if phrase is not None:

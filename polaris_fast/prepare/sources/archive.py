@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import unicodedata
 import zipfile
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ class Archive:
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise SourceError(f"no readable zip file ({error})") from error
         self._members = {info.filename: info for info in self._zip.infolist()}
+        self._spellings = {_folded(name): name for name in self._members}
         self._read_bytes = 0
         if len(self._members) > MAX_MEMBERS:
             self._zip.close()
@@ -46,6 +48,16 @@ class Archive:
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
+
+    def resolve(self, base: str, href: str) -> tuple[str, str]:
+        """(member name, fragment) of a link in member `base`; the name is "" for another place.
+
+        A name that differs from a member's in case or composition alone is that member's.
+        """
+        name, fragment = _resolve(base, href)
+        if name not in self._members:
+            name = self._spellings.get(_folded(name), name)
+        return name, fragment
 
     def read(self, name: str) -> bytes:
         """A member's bytes.
@@ -78,8 +90,11 @@ class Archive:
         return raw
 
 
-def resolve(base: str, href: str) -> tuple[str, str]:
-    """(member name, fragment) of a link in member `base`; the name is "" for another place."""
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _resolve(base: str, href: str) -> tuple[str, str]:
     path, _, fragment = href.partition("#")
     if "://" in path or path.startswith(("mailto:", "data:")):
         return "", fragment

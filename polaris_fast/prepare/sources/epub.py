@@ -38,6 +38,7 @@ def read_epub(path: Path, name: str) -> Document:
         title=package.title,
         authors=tuple(package.authors),
         rights=package.rights,
+        missing=tuple(package.missing),
         root=build_outline(pieces, entries),
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..document import SourceError
-from .archive import Archive, resolve
+from .archive import Archive
 from .markup import attribute, local_name, parse_page, parse_xml, roles_of, text_of
 
 _PAGES = ("application/xhtml+xml", "text/html", "application/x-dtbook+xml", "text/x-oeb1-document")
@@ -37,6 +37,7 @@ class Package:
     authors: list[str] = field(default_factory=list)
     rights: str = ""
     spine: list[str] = field(default_factory=list)  # members, in reading order
+    missing: list[str] = field(default_factory=list)  # pages of the spine that are not there
     roles: dict[str, frozenset[str]] = field(default_factory=dict)  # of members: guide, landmarks
     contents: list[ContentsLine] = field(default_factory=list)
 
@@ -58,8 +59,8 @@ def read_package(archive: Archive) -> Package:
     opf = _opf_name(archive)
     root = parse_xml(archive.read(opf), opf)
     items = {
-        e.get("id", ""): _Item(resolve(opf, e.get("href", ""))[0], e.get("media-type", ""),
-                               e.get("properties", ""))
+        e.get("id", ""): _Item(archive.resolve(opf, e.get("href", ""))[0],
+                               e.get("media-type", ""), e.get("properties", ""))
         for e in root.iter()
         if local_name(e) == "item"
     }  # fmt: skip
@@ -67,12 +68,16 @@ def read_package(archive: Archive) -> Package:
     _metadata(root, package)
     for ref in (e for e in root.iter() if local_name(e) == "itemref"):
         item = items.get(ref.get("idref", ""))
-        if item is not None and item.media_type in _PAGES and item.name in archive:
+        if item is None or item.media_type not in _PAGES:
+            continue
+        if item.name in archive:
             package.spine.append(item.name)
+        else:
+            package.missing.append(item.name or ref.get("idref", ""))
     if not package.spine:
         raise SourceError(f"{opf} lists no page that is there")
     for ref in (e for e in root.iter() if local_name(e) == "reference"):
-        _add_role(package, resolve(opf, ref.get("href", ""))[0], ref.get("type", ""))
+        _add_role(package, archive.resolve(opf, ref.get("href", ""))[0], ref.get("type", ""))
     _contents(archive, items, package)
     return package
 
@@ -81,7 +86,7 @@ def _opf_name(archive: Archive) -> str:
     container = parse_xml(archive.read("META-INF/container.xml"), "META-INF/container.xml")
     for element in container.iter():
         if local_name(element) == "rootfile" and element.get("full-path"):
-            return resolve("", element.get("full-path"))[0]
+            return archive.resolve("", element.get("full-path"))[0]
     raise SourceError("META-INF/container.xml names no package")
 
 
@@ -120,39 +125,39 @@ def _contents(archive: Archive, items: dict[str, _Item], package: Package) -> No
         if "nav" in item.properties.split() and item.name in archive:
             page = parse_page(archive.read(item.name), item.name)
             package.roles.setdefault(item.name, frozenset({"toc"}))
-            package.contents = list(_nav_lines(page, item.name, package))
+            package.contents = list(_nav_lines(archive, page, item.name, package))
     if package.contents:
         return
     for item in items.values():
         if item.media_type == "application/x-dtbncx+xml" and item.name in archive:
             root = parse_xml(archive.read(item.name), item.name)
             top = next((e for e in root.iter() if local_name(e) == "navmap"), root)
-            package.contents = list(_ncx_lines(top, item.name, 0))
+            package.contents = list(_ncx_lines(archive, top, item.name, 0))
             return
 
 
-def _nav_lines(page: Any, name: str, package: Package) -> Iterator[ContentsLine]:
+def _nav_lines(archive: Archive, page: Any, name: str, package: Package) -> Iterator[ContentsLine]:
     for nav in (e for e in page.iter() if local_name(e) == "nav"):
         kinds = roles_of(nav)
         lists = [e for e in nav if local_name(e) in ("ol", "ul")]
         if "landmarks" in kinds:
             for link in (e for e in nav.iter() if local_name(e) == "a"):
                 for role in roles_of(link):
-                    _add_role(package, resolve(name, link.get("href", ""))[0], role)
+                    _add_role(package, archive.resolve(name, link.get("href", ""))[0], role)
         elif ("toc" in kinds or not kinds) and lists:
-            yield from _list_lines(lists[0], name, 0)
+            yield from _list_lines(archive, lists[0], name, 0)
 
 
-def _list_lines(top: Any, name: str, depth: int) -> Iterator[ContentsLine]:
+def _list_lines(archive: Archive, top: Any, name: str, depth: int) -> Iterator[ContentsLine]:
     for item in (e for e in top if local_name(e) == "li"):
         link = next((e for e in item if local_name(e) in ("a", "span")), None)
         inner = [e for e in item if local_name(e) in ("ol", "ul")]
         if link is not None:
             href = link.get("href") or _first_href(item)
-            file, fragment = resolve(name, href)
+            file, fragment = archive.resolve(name, href)
             yield ContentsLine(text_of(link), depth, file, fragment)
         for below in inner:
-            yield from _list_lines(below, name, depth + 1)
+            yield from _list_lines(archive, below, name, depth + 1)
 
 
 def _first_href(item: Any) -> str:
@@ -160,14 +165,14 @@ def _first_href(item: Any) -> str:
     return next((str(e.get("href")) for e in item.iter() if e.get("href")), "")
 
 
-def _ncx_lines(top: Any, name: str, depth: int) -> Iterator[ContentsLine]:
+def _ncx_lines(archive: Archive, top: Any, name: str, depth: int) -> Iterator[ContentsLine]:
     for point in (e for e in top if local_name(e) == "navpoint"):
         label = next((e for e in point if local_name(e) == "navlabel"), None)
         content = next((e for e in point if local_name(e) == "content"), None)
         if label is not None and content is not None:
-            file, fragment = resolve(name, content.get("src", ""))
+            file, fragment = archive.resolve(name, content.get("src", ""))
             yield ContentsLine(text_of(label), depth, file, fragment)
-        yield from _ncx_lines(point, name, depth + 1)
+        yield from _ncx_lines(archive, point, name, depth + 1)
 
 
 def _add_role(package: Package, name: str, role: str) -> None:

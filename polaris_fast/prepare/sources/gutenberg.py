@@ -33,7 +33,10 @@ def unframe(text: str) -> Framed:
     start = _START.search(text)
     if start is None:
         return Framed(text)
-    fields = {key: " ".join(value.split()) for key, value in _FIELD.findall(text[: start.start()])}
+    fields = {
+        key: ("; " if key == "Author" else " ").join(" ".join(s.split()) for s in value.split("\n"))
+        for key, value in _FIELD.findall(text[: start.start()])
+    }  # of several authors each has a line
     end = _END.search(text, start.end())
     body = text[start.end() : end.start() if end else len(text)]
     return Framed(_PRODUCED.sub("", body), fields.get("Title", ""), fields.get("Author", ""))

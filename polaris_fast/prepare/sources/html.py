@@ -7,6 +7,7 @@ from typing import Any
 
 from ..document import Document, SourceError
 from ..headings import title_key
+from .folder import folder_of
 from .markup import PieceMaker, local_name, parse_page, text_of
 from .outline import build_outline
 from .pieces import Entry, Kind, Piece
@@ -40,6 +41,7 @@ def document_of_page(raw: bytes, name: str) -> Document:
         source=title or Path(name).stem,
         title=title,
         authors=(author.strip(),) if author.strip() else (),
+        folder=folder_of(name, title if author.strip() else ""),
         root=build_outline(pieces, entries),
     )
 

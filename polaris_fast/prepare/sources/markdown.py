@@ -8,6 +8,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from ..document import Document
+from .folder import folder_of
 from .html import document_of_page
 from .plain import decode_text, read_limited
 
@@ -29,4 +30,5 @@ def read_markdown(path: Path, name: str) -> Document:
         document.title = document.source = fields["title"]
     if fields.get("author"):
         document.authors = (fields["author"],)
+        document.folder = folder_of(name, fields.get("title", ""))
     return document

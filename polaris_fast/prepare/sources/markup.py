@@ -29,7 +29,13 @@ _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _NOTES = frozenset(
     "pagebreak noteref footnote footnotes endnote endnotes rearnote rearnotes annoref".split()
 )
-_MARK = re.compile(r"[\s\[\](){}]*(\d{1,3}|[a-z]|[*\u2020\u2021\u00a7]+)[\s\[\](){}]*")
+_MARK = re.compile(r"[\s\[\](){}]*(?:\d{1,3}|[a-z]|[*\u2020\u2021\u00a7]+)[\s\[\](){}]*")
+_LETTER = re.compile(r"\s*[a-z]\s*")  # a mark when it is a link, or in brackets
+# Ahead of a power: a figure, a letter alone, or letters without a vowel (10, x, mc, km).
+_POWERED = re.compile(r"(?:\d|(?<![^\W\d_])(?:[^\W\d_]|[b-df-hj-np-tv-xz]+))\Z", re.IGNORECASE)
+_RAISED = str.maketrans(
+    "0123456789", "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
+)
 _TITLE_CLASS = re.compile(r"((chapter|story|section)[-_]?)?(title|heading|head)", re.IGNORECASE)
 _AUTHOR_CLASS = re.compile(r"((chapter|story|section)[-_]?)?(author|byline)", re.IGNORECASE)
 _MAX_HEADING_WORDS = 30
@@ -163,7 +169,7 @@ class PieceMaker:
         if block and self._special(element, tag, inner):
             return
         pre = pre or tag == "pre"
-        self._text(element.text, pre)
+        self._text(_raised(element), pre)
         for child in element:
             self._walk(child, inner, pre=pre)
             self._text(child.tail, pre)
@@ -217,8 +223,45 @@ class PieceMaker:
 
 
 def _is_note_mark(element: Any, tag: str) -> bool:
-    """`<sup>3</sup>` or `<sup><a href="#n3">3</a></sup>`: the mark of a note."""
-    return tag == "sup" and bool(_MARK.fullmatch(text_of(element)))
+    """Whether a `<sup>` is the mark of a note, and not the end of "XIXe", "Mr" or "mc2".
+
+    A link that is a number, a letter or a sign is one; without a link a letter is text, and so is a
+    number after a figure, a letter alone or letters without a vowel.
+    """
+    if tag != "sup":
+        return False
+    text = text_of(element)
+    if not _MARK.fullmatch(text):
+        return False
+    if _is_link(element, text):
+        return True
+    power = text.isdecimal() and bool(_POWERED.search(_ahead_of(element)))
+    return not power and not _LETTER.fullmatch(text)
+
+
+def _is_link(element: Any, text: str) -> bool:
+    """Whether a link or a reference to a note is in it, or around it and nothing else."""
+    around = next((e for e in element.iterancestors() if local_name(e) == "a"), None)
+    if around is not None and text_of(around) == text:
+        return True
+    return any(local_name(e) == "a" or roles_of(e) & _NOTES for e in element.iter())
+
+
+def _ahead_of(element: Any) -> str:
+    """Text right ahead of an element in its paragraph."""
+    before, parent = element.getprevious(), element.getparent()
+    if before is not None:
+        return before.tail or (text_of(before) if local_name(before) not in ("", "br") else "")
+    if parent is None:
+        return ""
+    inline = local_name(parent) not in _BLOCK and local_name(parent) not in _HEADINGS
+    return parent.text or (_ahead_of(parent) if inline else "")
+
+
+def _raised(element: Any) -> str:
+    """A power in characters of its own: "10" and a raised "6" are not 106."""
+    text = element.text or ""
+    return text.translate(_RAISED) if local_name(element) == "sup" and text.isdecimal() else text
 
 
 def _visible(element: Any) -> str:
@@ -227,7 +270,7 @@ def _visible(element: Any) -> str:
 
 
 def _visible_parts(element: Any) -> Iterator[str]:
-    yield element.text or ""
+    yield _raised(element)
     for child in element:
         tag = local_name(child)
         if tag == "br":

@@ -13,7 +13,7 @@ PORTION_ROWS = 64
 PORTION_BYTES = 2 * 2**20
 STORY_FIELDS = ("story", "text")
 
-Portion = tuple[int, list[Any]]  # number of the first row, from 1; rows as bytes or mappings
+Portion = tuple[int, list[Any]]  # first row's number, from 1; bytes, mappings or errors
 
 
 def portions_of_jsonl(path: Path) -> Iterator[Portion]:
@@ -33,7 +33,11 @@ def portions_of_jsonl(path: Path) -> Iterator[Portion]:
 
 
 def portions_of_parquet(path: Path) -> Iterator[Portion]:
-    """Rows as mappings. Raises SourceError: not readable."""
+    """Rows as mappings; a row with text that is not UTF-8 as the SourceError that it is.
+
+    Raises:
+        SourceError: not readable.
+    """
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -41,11 +45,29 @@ def portions_of_parquet(path: Path) -> Iterator[Portion]:
         with parquet.ParquetFile(path) as table:
             number = 1
             for batch in table.iter_batches(batch_size=PORTION_ROWS):
-                rows = batch.to_pylist()
+                rows = _rows_of(batch)
                 yield number, rows
                 number += len(rows)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise SourceError(f"not readable parquet ({error})") from error
+
+
+def _rows_of(batch: Any) -> list[Any]:
+    try:
+        rows: list[Any] = batch.to_pylist()
+        return rows
+    except UnicodeDecodeError:  # parquet promises UTF-8, and not all writers keep that
+        return [_row_of(batch.slice(i, 1)) for i in range(batch.num_rows)]
+
+
+def _row_of(row: Any) -> Any:
+    values = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            values[name] = column.to_pylist()[0]
+        except UnicodeDecodeError as error:
+            return SourceError(f"{name} is not UTF-8 ({error.reason}); convert it")
+    return values
 
 
 def draft_of_row(row: Any, name: str, number: int) -> Draft | None:
@@ -54,6 +76,8 @@ def draft_of_row(row: Any, name: str, number: int) -> Draft | None:
     Raises:
         SourceError: no JSON object, or no `story` or `text` in it.
     """
+    if isinstance(row, SourceError):
+        raise row
     if isinstance(row, bytes):
         if not row.strip():
             return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..bylines import byline_of
 from ..document import Document, SourceError
 from ..headings import is_chapter, is_part, title_key
+from .folder import folder_of
 from .gutenberg import unframe
 from .outline import build_outline
 from .pieces import Entry, Kind, Piece
@@ -52,6 +53,7 @@ def read_text(path: Path, name: str) -> Document:
         source=framed.title or Path(name).name,
         title=title,
         authors=(framed.author,) if framed.author else (),
+        folder=folder_of(name, framed.title),
         root=build_outline(pieces, entries),
     )
 
