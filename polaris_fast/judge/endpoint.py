@@ -129,6 +129,16 @@ class Endpoint:
             max_limit=self.config.max_concurrency,
             throttle_cuts=admission.limit.num_cuts,
             breaker=breaker.state.value,
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the breaker will not close any more."""
+        return self.admission.breaker.state is BreakerState.GIVEN_UP
+
+    @property
+    def holds_rows_up(self) -> bool:
+        """Whether rows wait for this judge, or cannot be had: nobody waits for a lost fallback."""
+        return self.is_down and not (self.is_given_up and self.tier is Tier.FALLBACK)
+
             breaker_reason=breaker.reason if self.is_down else "",
             breaker_opened=breaker.num_opened,
             paused_s=breaker.open_s(time.monotonic()),

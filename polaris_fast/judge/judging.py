@@ -78,12 +78,20 @@ class Judging:
         async with self._turn:
             await asyncio.sleep(0)
         tier = self._panel.assign(job.group, job.job_id)
+        refusal: Rejected | None = None  # by the main judge
         while True:
             outcome = await self._by(self._endpoints[tier], job, order)
             if isinstance(outcome, Rejected) and tier is Tier.MAIN:
+                refusal = outcome
                 serving = Tier.FALLBACK if self._panel.refused(job.group) else Tier.MAIN
+            elif self._lost_fallback(outcome, tier):
+                self._panel.lose_fallback()
+                serving = Tier.MAIN
             else:
                 serving = tier if job.group is None else self._panel.assign(job.group, job.job_id)
+            if serving is Tier.MAIN and refusal is not None:  # it would only refuse again
+                outcome = refusal
+                break
             if serving is tier:
                 break
             tier = serving
@@ -96,6 +104,12 @@ class Judging:
     async def probe(self, endpoint: Endpoint, job: JudgeJob) -> None:
         """Send the canary past an open breaker; raises JudgeFault while the judge is away."""
         await self._sender.canary(endpoint, job)
+
+    def _lost_fallback(self, outcome: Outcome, tier: Tier) -> bool:
+        """Whether a job has no score because its fallback was given up; no money is another end."""
+        if tier is Tier.MAIN or not isinstance(outcome, Failed) or outcome.final:
+            return False
+        return self._endpoints[tier].is_given_up
 
     async def _by(self, endpoint: Endpoint, job: JudgeJob, order: int) -> Outcome:
         if job.needed is not None:
