@@ -92,7 +92,8 @@ async def _check_request(endpoint: Endpoint, section: str, wait_s: float) -> Non
                 TEST_MESSAGES, timeout_s=config.timeout_s, max_tokens=TEST_TOKENS
             )
         except JudgeFault as fault:
-            if fault.kind is FaultKind.THROTTLE or _only_the_cap(fault):
+            taken = fault.kind in (FaultKind.THROTTLE, FaultKind.REFUSAL) or _only_the_cap(fault)
+            if taken:
                 log.warning("%s: %s", client.display_url, fault.detail)
                 return
             if fault.kind is not FaultKind.TRANSIENT or attempt == TRIES:

@@ -93,8 +93,8 @@ async def _look(client: JudgeClient, config: JudgeConfig, section: str) -> dict[
     try:
         await client.probe(timeout_s=timeout_s)
     except JudgeFault as fault:
-        missing = fault.kind is FaultKind.REQUEST and fault.status in (404, 405)
-        if missing or fault.kind is not FaultKind.REQUEST:  # a complaint about the body is fine
+        complaint = fault.kind in (FaultKind.REQUEST, FaultKind.REFUSAL)  # about the body
+        if not complaint or fault.status in (404, 405):
             raise
     return {}
 
