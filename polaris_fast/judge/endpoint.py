@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 BYTES_PER_TOKEN = 4.0  # of English, before the endpoint has told
 LEAST_BYTES_PER_TOKEN = 2.0  # of any text that is worth judging: for the bound of a cost
+PROMPT_SLACK = 1.15  # of an estimate that must not be too low
 FIRST_ANSWER_TOKENS = 1500.0  # of a judgement, before one was seen
 _LOCAL_SOURCES = ("heuristic.py", "features.py", "lexicon.py", "lexicon.txt")
 
@@ -89,6 +90,8 @@ class Endpoint:
         self.admission = _admission(config, shared, breaker, self._prober)
         self._bytes_per_token, self._answer_tokens = Moments(), Moments()
         self._told_no_usage = False
+        self.context_length = config.context_length  # of the model; None: not known so far
+        self.refuses_larger_cap = False  # it has turned a cap away that was doubled
 
     async def open(self, probe: Probe) -> None:
         """Open the connections; `probe` asks a judge about a story, past its breaker."""
@@ -167,6 +170,20 @@ class Endpoint:
         answer = self._answer_tokens.mean or FIRST_ANSWER_TOKENS
         prompt = int(self.likely_tokens(num_bytes) - answer)
         return self._price(prompt, min(int(answer), self.config.max_output_tokens))
+    def larger_cap(self, num_bytes: int) -> int:
+        """Cap for an answer that was cut off: doubled, as far as the judge and its context allow.
+
+        Args:
+            num_bytes: of its request.
+        """
+        cap = self.config.max_output_tokens
+        if self.refuses_larger_cap:
+            return cap
+        if self.context_length is None:
+            return 2 * cap
+        prompt_tokens = PROMPT_SLACK * num_bytes / (self._bytes_per_token.mean or BYTES_PER_TOKEN)
+        return max(cap, min(2 * cap, self.context_length - int(prompt_tokens)))
+
 
     def cost_usd(self, answer: Answer, num_bytes: int) -> float | None:
         """What an answer cost; where the endpoint counts no tokens, what it probably did.

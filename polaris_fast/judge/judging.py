@@ -18,7 +18,7 @@ from typing import Any
 from ..types import Failed, Outcome, Rejected, RowKind, Scored
 from . import injection
 from .attempt import Inquiry, Sender
-from .endpoint import Endpoint
+from .endpoint import Endpoint, num_bytes
 from .faults import FaultKind, JudgeFault
 from .flow.allowance import Allowance
 from .flow.hedging import hedged
@@ -206,6 +206,8 @@ class Judging:
     async def _sent(self, inquiry: Inquiry, purpose: Purpose) -> Scored:
         rule = inquiry.endpoint.hedging
         if not rule.enabled:
+                    if _refuses_cap(inquiry, fault):
+                        raise _back_to_old_cap(inquiry, fault) from None
             return await self._sender.send(inquiry, purpose, lambda: self._earn(inquiry))
 
         async def second() -> Scored:
@@ -250,8 +252,26 @@ class Judging:
 def _prepare_next(inquiry: Inquiry, fault: JudgeFault) -> Purpose:
     """What the next request says differently; why it is sent."""
     if fault.kind is FaultKind.TRUNCATED:
-        inquiry.max_tokens = 2 * inquiry.endpoint.config.max_output_tokens
+        inquiry.max_tokens = inquiry.endpoint.larger_cap(num_bytes(inquiry.messages))
     if fault.answer is None:
         return Purpose.RETRY
     inquiry.messages = ask_again(inquiry.messages, fault.answer, fault.detail)
+def _refuses_cap(inquiry: Inquiry, fault: JudgeFault) -> bool:
+    """Whether the endpoint takes our requests, but none with a larger cap on the answer."""
+    larger = inquiry.max_tokens > inquiry.endpoint.config.max_output_tokens
+    refused = fault.kind in (FaultKind.REQUEST, FaultKind.TOO_LONG)
+    return larger and refused and fault.status in (400, 413, 422)
+
+
+def _back_to_old_cap(inquiry: Inquiry, fault: JudgeFault) -> JudgeFault:
+    """What the job ends with; later answers that are cut off are asked for with the old cap."""
+    asked, inquiry.max_tokens = inquiry.max_tokens, inquiry.endpoint.config.max_output_tokens
+    inquiry.endpoint.refuses_larger_cap = True
+    detail = (
+        f"the answer was cut off at {inquiry.max_tokens} tokens (judge.max_output_tokens), and the "
+        f"judge does not take {asked} ({fault.detail})"
+    )
+    return JudgeFault(FaultKind.TRUNCATED, detail)
+
+
     return Purpose.REASK
