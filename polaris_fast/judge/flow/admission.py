@@ -23,6 +23,8 @@ from .cost import CostBudget, Verdict
 from .gate import Gate
 
 
+_NO_ANSWER = (FaultKind.TRANSIENT, FaultKind.TIMEOUT, FaultKind.QUOTA, FaultKind.AUTH)
+
 @dataclass(slots=True)
 class Permit:
     """Leave to send one request; the caller fills in what it came to."""
@@ -95,7 +97,10 @@ class Admission:
         if fault is not None and fault.kind is FaultKind.THROTTLE:
             self.limit.throttled(now, fault.retry_after_s)
             return
-        self.limit.answered(now)
+        if fault is None or fault.kind not in _NO_ANSWER:
+            self.limit.answered(now)
+        else:
+            self.limit.failed()
         was = self.breaker.state
         if fault is None:
             self.breaker.succeeded(now)
