@@ -14,12 +14,13 @@ from polaris_fast.judge import JudgeJob
 from polaris_fast.judge.attempt import Inquiry, Sender
 from polaris_fast.judge.canary import probe_job
 from polaris_fast.judge.endpoint import num_bytes
+from polaris_fast.judge.faults import FaultKind, JudgeFault, JudgeStopped
 from polaris_fast.judge.flow.admission import Admission
 from polaris_fast.judge.flow.aimd import AdaptiveLimit, LimitRange
 from polaris_fast.judge.flow.bell import Bell
 from polaris_fast.judge.flow.breaker import Breaker, BreakerTimes
 from polaris_fast.judge.flow.buckets import Bucket
-from polaris_fast.judge.flow.cost import CostBudget
+from polaris_fast.judge.flow.cost import CostBudget, Verdict
 from polaris_fast.judge.flow.panel import Tier
 from polaris_fast.judge.journal import Purpose
 from polaris_fast.judge.request import build_messages
@@ -239,6 +240,48 @@ def test_what_was_not_sent_gives_its_share_of_the_minute_back():
     asyncio.run(cancelled_while_it_waits(requests, tokens))
     assert requests.take(1.0, 0.0) == 0.0
     assert tokens.take(1.0, 1.0) == 0.0
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_what_waits_for_its_minute_is_not_sent_to_a_judge_that_is_down_by_then(given_up):
+    """Nor does it keep its place, its money or its share of the minute meanwhile."""
+
+    async def enter_while_it_opens() -> None:
+        breaker, bell, cost = Breaker(BreakerTimes()), Bell(), CostBudget(10.0)
+        loop, requests = asyncio.get_running_loop(), Bucket(60_000.0, 0.0)
+        requests.take(1020.0, 0.0)  # the next one waits for 21 ms
+        admission = Admission(
+            AdaptiveLimit(LimitRange()),
+            breaker,
+            cost,
+            bell,
+            now=lambda: 0.0,
+            on_open=lambda: None,
+            requests=requests,
+        )
+        task = asyncio.create_task(admission.enter(0, bound_usd=10.0, tokens=0.0))
+        await asyncio.sleep(0)
+        begin = loop.time()
+        breaker.trip(0.0, FaultKind.QUOTA, "no credit")
+        while admission.gate.in_flight and loop.time() < begin + 5:
+            await asyncio.sleep(0.005)
+        assert not task.done() and admission.gate.in_flight == 0
+        assert cost.reserve(10.0) is Verdict.GO
+        cost.settle(10.0, 0.0)
+        assert requests.take(0.0, 0.02) == 0.0  # the debt of the 1020 alone
+        if given_up:
+            breaker.give_up(FaultKind.QUOTA, "it stayed away")
+        else:
+            breaker.probe_succeeded()
+        bell.ring()
+        if given_up:
+            with pytest.raises(JudgeStopped, match="it stayed away"):
+                await task
+        else:
+            await task
+            assert admission.gate.in_flight == 1
+
+    asyncio.run(enter_while_it_opens())
 
 
 def test_a_beaten_hedge_hands_out_the_reward_that_the_journal_keeps(make_pool, tmp_path):
