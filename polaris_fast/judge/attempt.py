@@ -135,6 +135,7 @@ class Sender:
         try:
             await self._exchange(inquiry, Purpose.CANARY, permit, 0.0)
         finally:
+            endpoint.admission.bell.ring()  # requests of another judge may wait for the money
             cost.settle(bound_usd, permit.cost_usd)
 
     def accept(self, kept: Kept) -> Scored:
