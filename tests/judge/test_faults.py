@@ -146,3 +146,18 @@ def test_answer_with_parts_and_usage():
 @pytest.mark.parametrize("usage", [None, [], {"prompt_tokens": None}, {"prompt_tokens": "many"}])
 def test_odd_usage_counts_as_silence(usage):
     assert read_completion(completion(content="a") | {"usage": usage}).prompt_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("counted", "completion_tokens"),
+    [
+        ({"completion_tokens": 1200, "total_tokens": 9200}, 6200),  # thinking is in the total alone
+        ({"completion_tokens": 1200, "total_tokens": 4200}, 1200),
+        ({"completion_tokens": 1200, "total_tokens": 100}, 1200),
+        ({"completion_tokens": 1200}, 1200),
+    ],
+)
+def test_tokens_that_only_the_total_counts_are_output(counted, completion_tokens):
+    usage = {"prompt_tokens": 3000} | counted
+    answer = read_completion(completion(content="a") | {"usage": usage})
+    assert answer.completion_tokens == completion_tokens
