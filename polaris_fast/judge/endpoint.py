@@ -71,11 +71,11 @@ class Endpoint:
         self.config, self.tier = config, tier
         self.is_local = config.base_url is None
         self.client = JudgeClient(config, base_url, send_key=not self.is_local)
-        self.judge_id = (
-            judge_id(MODEL_NAME, "local", local_judge_version())
-            if self.is_local
-            else judge_id(config.model, display_url(base_url))
-        )
+        if self.is_local:
+            self.judge_id = self._former_id = judge_id(MODEL_NAME, "local", local_judge_version())
+        else:
+            self.judge_id = judge_id(config.model, display_url(base_url))
+            self._former_id = f"{config.model}@{display_url(base_url)}"
         self.prices: Prices | None = prices_of(config)
         self.hedging = HedgeRule(0.0 if self.is_local else config.hedge_budget)
         breaker = Breaker(
@@ -105,10 +105,19 @@ class Endpoint:
 
     def key(self, prompt: str, story: str, sample: int) -> str:
         """Name of a judgement in the journal."""
+        return self._key(self.judge_id, prompt, story, sample)
+
+    def former_key(self, prompt: str, story: str, sample: int) -> str | None:
+        """Its name when addresses counted as they are spelt; None where that is the same."""
+        if self._former_id == self.judge_id:
+            return None
+        return self._key(self._former_id, prompt, story, sample)
+
+    def _key(self, judge: str, prompt: str, story: str, sample: int) -> str:
         return job_key(
             rubric_version=rubric_version(),
             schema_version=schema_version(),
-            judge_id=self.judge_id,
+            judge_id=judge,
             sampling=sampling_of(self.config),
             prompt=prompt,
             story=story,
@@ -119,6 +128,16 @@ class Endpoint:
     def is_down(self) -> bool:
         """Whether the breaker is open."""
         return self.admission.breaker.state is not BreakerState.CLOSED
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the breaker will not close any more."""
+        return self.admission.breaker.state is BreakerState.GIVEN_UP
+
+    @property
+    def holds_rows_up(self) -> bool:
+        """Whether rows wait for this judge, or cannot be had: nobody waits for a lost fallback."""
+        return self.is_down and not (self.is_given_up and self.tier is Tier.FALLBACK)
 
     def health(self, metrics: ScorerMetrics, cost: CostBudget) -> JudgeHealth:
         """How this judge is doing now, with the pool's own numbers."""
@@ -132,16 +151,6 @@ class Endpoint:
             max_limit=self.config.max_concurrency,
             throttle_cuts=admission.limit.num_cuts,
             breaker=breaker.state.value,
-    @property
-    def is_given_up(self) -> bool:
-        """Whether the breaker will not close any more."""
-        return self.admission.breaker.state is BreakerState.GIVEN_UP
-
-    @property
-    def holds_rows_up(self) -> bool:
-        """Whether rows wait for this judge, or cannot be had: nobody waits for a lost fallback."""
-        return self.is_down and not (self.is_given_up and self.tier is Tier.FALLBACK)
-
             breaker_reason=breaker.reason if self.is_down else "",
             breaker_opened=breaker.num_opened,
             paused_s=breaker.open_s(time.monotonic()),
@@ -161,15 +170,6 @@ class Endpoint:
         per_token = self._bytes_per_token.mean or BYTES_PER_TOKEN
         return num_bytes / per_token + (self._answer_tokens.mean or FIRST_ANSWER_TOKENS)
 
-    def bound_usd(self, num_bytes: int, max_tokens: int) -> float:
-        """What such a request costs at most; 0 where prices are unknown."""
-        return self._price(int(num_bytes / LEAST_BYTES_PER_TOKEN) + 1, max_tokens)
-
-    def likely_usd(self, num_bytes: int) -> float:
-        """What such a request probably costs: one whose answer was not waited for."""
-        answer = self._answer_tokens.mean or FIRST_ANSWER_TOKENS
-        prompt = int(self.likely_tokens(num_bytes) - answer)
-        return self._price(prompt, min(int(answer), self.config.max_output_tokens))
     def larger_cap(self, num_bytes: int) -> int:
         """Cap for an answer that was cut off: doubled, as far as the judge and its context allow.
 
@@ -184,6 +184,15 @@ class Endpoint:
         prompt_tokens = PROMPT_SLACK * num_bytes / (self._bytes_per_token.mean or BYTES_PER_TOKEN)
         return max(cap, min(2 * cap, self.context_length - int(prompt_tokens)))
 
+    def bound_usd(self, num_bytes: int, max_tokens: int) -> float:
+        """What such a request costs at most; 0 where prices are unknown."""
+        return self._price(int(num_bytes / LEAST_BYTES_PER_TOKEN) + 1, max_tokens)
+
+    def likely_usd(self, num_bytes: int) -> float:
+        """What such a request probably costs: one whose answer was not waited for."""
+        answer = self._answer_tokens.mean or FIRST_ANSWER_TOKENS
+        prompt = int(self.likely_tokens(num_bytes) - answer)
+        return self._price(prompt, min(int(answer), self.config.max_output_tokens))
 
     def cost_usd(self, answer: Answer, num_bytes: int) -> float | None:
         """What an answer cost; where the endpoint counts no tokens, what it probably did.

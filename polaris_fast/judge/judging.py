@@ -153,7 +153,7 @@ class Judging:
         return await self._under_way.share(key, lambda: self._from_journal_or_judge(key, task))
 
     async def _from_journal_or_judge(self, key: str, task: _Task) -> Scored:
-        known = self._journal.lookup(key)
+        known = self._known(key, task)
         if known is not None:
             self._metrics.count("journal_hits")
             return known
@@ -182,6 +182,13 @@ class Judging:
             self._journal.end(key, outcome_of(fault))
             raise
 
+    def _known(self, key: str, task: _Task) -> Scored | None:
+        known = self._journal.lookup(key)
+        if known is None:
+            former = task.endpoint.former_key(task.job.prompt, task.job.story, task.sample)
+            known = self._journal.lookup(former) if former is not None else None
+        return known
+
     async def _tried(self, inquiry: Inquiry, purpose: Purpose) -> Scored:
         endpoint = inquiry.endpoint
         tries = TryCount(
@@ -199,6 +206,8 @@ class Judging:
                 try:
                     return await self._sent(inquiry, purpose)
                 except JudgeFault as fault:
+                    if _refuses_cap(inquiry, fault):
+                        raise _back_to_old_cap(inquiry, fault) from None
                     purpose = _prepare_next(inquiry, fault)
                     raise
         raise AssertionError("tenacity returns or raises")
@@ -206,8 +215,6 @@ class Judging:
     async def _sent(self, inquiry: Inquiry, purpose: Purpose) -> Scored:
         rule = inquiry.endpoint.hedging
         if not rule.enabled:
-                    if _refuses_cap(inquiry, fault):
-                        raise _back_to_old_cap(inquiry, fault) from None
             return await self._sender.send(inquiry, purpose, lambda: self._earn(inquiry))
 
         async def second() -> Scored:
@@ -249,13 +256,6 @@ class Judging:
         return spent
 
 
-def _prepare_next(inquiry: Inquiry, fault: JudgeFault) -> Purpose:
-    """What the next request says differently; why it is sent."""
-    if fault.kind is FaultKind.TRUNCATED:
-        inquiry.max_tokens = inquiry.endpoint.larger_cap(num_bytes(inquiry.messages))
-    if fault.answer is None:
-        return Purpose.RETRY
-    inquiry.messages = ask_again(inquiry.messages, fault.answer, fault.detail)
 def _refuses_cap(inquiry: Inquiry, fault: JudgeFault) -> bool:
     """Whether the endpoint takes our requests, but none with a larger cap on the answer."""
     larger = inquiry.max_tokens > inquiry.endpoint.config.max_output_tokens
@@ -274,4 +274,11 @@ def _back_to_old_cap(inquiry: Inquiry, fault: JudgeFault) -> JudgeFault:
     return JudgeFault(FaultKind.TRUNCATED, detail)
 
 
+def _prepare_next(inquiry: Inquiry, fault: JudgeFault) -> Purpose:
+    """What the next request says differently; why it is sent."""
+    if fault.kind is FaultKind.TRUNCATED:
+        inquiry.max_tokens = inquiry.endpoint.larger_cap(num_bytes(inquiry.messages))
+    if fault.answer is None:
+        return Purpose.RETRY
+    inquiry.messages = ask_again(inquiry.messages, fault.answer, fault.detail)
     return Purpose.REASK
