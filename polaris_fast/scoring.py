@@ -94,7 +94,9 @@ class StepScorer:
         future = self.source.submit(job)
         future.add_done_callback(lambda done: self._arrive(row, done.result()))
 
-    def ready_groups(self, groups: list[Group], *, fixed_order: bool) -> Iterator[Group]:
+    def ready_groups(
+        self, groups: list[Group], *, fixed_order: bool, may_stop: bool = True
+    ) -> Iterator[Group]:
         """Yield each group once all its rows have an outcome.
 
         Groups with failed rows come last: when more than `judge.max_failed_fraction` of the
@@ -103,6 +105,8 @@ class StepScorer:
         Args:
             groups: the step's groups, their rows submitted or about to be.
             fixed_order: yield in index order (deterministic) instead of earliest ready first.
+            may_stop: False for an evaluation: nothing is trained on it, so what is without a
+                score after the last round is left out, however much it is.
 
         Raises:
             JudgeDown: nothing more will be judged (money, judge or journal is gone), or there are
@@ -117,7 +121,7 @@ class StepScorer:
                 deferred.append(ready)
             else:
                 yield ready
-        self._rejudge(deferred)
+        self._rejudge(deferred, may_stop=may_stop)
         yield from deferred
 
     def _next_ready(self, waiting: dict[int, Group], *, fixed_order: bool) -> Group:
@@ -160,7 +164,7 @@ class StepScorer:
         row.outcome = row.reward = None
         self.submit(row)
 
-    def _rejudge(self, deferred: list[Group]) -> None:
+    def _rejudge(self, deferred: list[Group], *, may_stop: bool) -> None:
         """Judge what has failed again, until few enough rows are left without a score."""
         limit, num_rows = self.config.judge.max_failed_fraction, len(self._rows)
         rounds = self.config.judge.max_rejudge_rounds
@@ -170,12 +174,26 @@ class StepScorer:
             if not failed or lost <= limit * num_rows:
                 return
             if attempt == rounds:
-                raise JudgeDown(self._too_many_failed(failed, attempt))
+                if may_stop and self._judge_failed():
+                    raise JudgeDown(self._too_many_failed(failed, attempt))
+                return
             for row in failed:
                 self._submit_again(row)
             for group in deferred:  # a group that changes its judge may fail anew: counted above
                 while not self._complete(group) or self._ask_anew(group):
                     self._wait()
+
+    def _judge_failed(self) -> bool:
+        """Whether it is the judge, not its stories, that left rows without a score to the last.
+
+        A refusal is the story's own: a resumed run would meet it again and stop again. Only where
+        more than half of the rows are lost does it count with the failures.
+        """
+        outcomes, num_rows = [row.outcome for row in self._rows.values()], len(self._rows)
+        num_failed = sum(isinstance(outcome, Failed) for outcome in outcomes)
+        num_refused = sum(isinstance(outcome, Rejected) for outcome in outcomes)
+        limit = self.config.judge.max_failed_fraction
+        return num_failed > limit * num_rows or num_failed + num_refused > num_rows / 2
 
     def _too_many_failed(self, failed: list[Row], num_rounds: int) -> str:
         first = failed[0].outcome

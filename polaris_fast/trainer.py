@@ -404,8 +404,8 @@ class Trainer(ConductedRun):
             view=self.view,
             check_stop=self._look_up,
         )
-        self.source.take_metrics()  # not the next step's
-        return result
+        taken = self.source.take_metrics()  # not the next step's
+        return result | {"judge_cost_usd": taken.get("judge/cost_usd")}  # None: unknown
 
     def _write_card(self) -> None:
         checkpoint = self.run_dir / f"checkpoint-{self.state.step}"

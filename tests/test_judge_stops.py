@@ -146,3 +146,14 @@ def test_a_spent_budget_stops_the_run_and_no_score_is_paid_for_twice(
         assert run_with(server, base, run, resume_from_checkpoint=run, **more) == 0
     assert exact(run) == undisturbed
     assert before < len(paid) and set(paid.values()) == {1}
+
+
+def test_what_an_evaluation_cost_stands_in_its_file(base: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    held_out = {"data__eval_fraction": 0.3, "eval_on_start": "true", "num_eval_generations": 1}
+    with ScriptedServer(judge(scored)) as server:
+        assert run_with(server, base, run, **held_out) == 0
+    result = json.loads((run / "eval-start.json").read_text())
+    assert result["num_scored"] > 0
+    # a story may be judged a second time, without what it says to its judge
+    assert 0.19 < result["judge_cost_usd"] / result["num_scored"] < 0.41

@@ -15,6 +15,7 @@ from polaris_fast.types import (
     Failed,
     Group,
     Outcome,
+    Rejected,
     Row,
     RowKind,
     Scored,
@@ -141,6 +142,45 @@ def test_a_judge_that_stays_down_ends_the_step_with_a_remedy() -> None:
             judge.answer(row, Failed("connection refused", "transient"))
     with pytest.raises(JudgeDown, match=r"6 of 6 rows .*connection refused.*resume_from"):
         list(scorer.ready_groups(groups, fixed_order=False))
+
+
+class AtOnce(ByHand):
+    """Gives some rows an outcome of their own, as often as they are asked for."""
+
+    def __init__(self, outcomes: dict[str, Outcome]) -> None:
+        super().__init__()
+        self.outcomes = outcomes
+
+    def submit(self, job: JudgeJob) -> Future[Outcome]:
+        future = super().submit(job)
+        future.set_result(self.outcomes.get(job.job_id, Scored(quality=0.5)))
+        return future
+
+
+def _rounds(groups: list[Group], outcome: Outcome, num: int, **how: bool) -> list[JudgeJob]:
+    """The jobs of a step whose first `num` rows end in an outcome without a score each time."""
+    rows = [row for group in groups for row in group.rows]
+    judge = AtOnce({row.row_id: outcome for row in rows[:num]})
+    scorer = StepScorer(judge, _config())  # 10 % may fail, two more rounds
+    for row in rows:
+        scorer.submit(row)
+    assert len(list(scorer.ready_groups(groups, fixed_order=True, **how))) == len(groups)
+    return judge.jobs
+
+
+def test_rows_that_stay_refused_do_not_stop_a_run_that_would_meet_them_again() -> None:
+    assert len(_rounds(_groups(2), Rejected("no"), 2)) == 6 + 2 * 2
+    with pytest.raises(JudgeDown, match="2 of 6 rows"):
+        _rounds(_groups(2), Failed("503"), 2)
+
+
+def test_a_judge_that_refuses_most_of_a_step_stops_the_run() -> None:
+    with pytest.raises(JudgeDown, match="4 of 6 rows"):
+        _rounds(_groups(2), Rejected("no"), 4)
+
+
+def test_an_evaluation_is_judged_again_and_goes_on_whatever_fails() -> None:
+    assert len(_rounds(_groups(2), Failed("503"), 6, may_stop=False)) == 6 + 2 * 6
 
 
 @pytest.mark.parametrize("kind", ["budget", "quota", "journal"])

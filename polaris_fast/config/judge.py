@@ -76,7 +76,8 @@ class JudgeConfig(Section):
     max_tokens_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the endpoint calls the cap; OpenAI's newer models want `max_completion_tokens`."""
     max_output_tokens: int = Field(8192, ge=64)
-    """Cap on the judge's answer; doubled once when an answer is cut off."""
+    """Cap on the judge's answer; one that is cut off is asked for once more, with twice the cap
+    where the judge and its context allow it."""
     response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
     """How the endpoint is asked for JSON."""
     min_concurrency: int = Field(10, ge=1)

@@ -17,7 +17,7 @@ from ..rollout import RolloutEngine, RolloutRequest, SamplingParams
 from ..scoring import StepScorer
 from ..step_metrics import length_metrics, reward_metrics
 from ..story_log import row_to_dict
-from ..types import Group, RewardParts, Row, RowKind, StoryRecord
+from ..types import Failed, Group, Rejected, RewardParts, Row, RowKind, StoryRecord
 from .measures import measure_siblings, measure_text
 
 
@@ -35,9 +35,10 @@ def evaluate(
     """Write `num_eval_generations` stories a prompt, score them, and average.
 
     Returns:
-        step, num_prompts, num_stories, metrics (`eval/...`), stories (as in the story log).
+        step, num_prompts, num_stories, num_scored, metrics (`eval/...`), stories (as in the story
+        log).
     """
-    groups = [_group(i, record, config, builder) for i, record in enumerate(records)]
+    groups = [_group(i, record, config, builder, step) for i, record in enumerate(records)]
     rows = [row for group in groups for row in group.rows]
     sampling = SamplingParams.from_config(config, builder.stop_ids)
     if config.eval_temperature is not None:
@@ -53,17 +54,24 @@ def evaluate(
         view.advance(1, phase="evaluating")
 
     rollouts.generate(
-        [RolloutRequest(tuple(r.prompt_ids), row_seed(config.seed, r.row_id)) for r in rows],
+        [RolloutRequest(tuple(r.prompt_ids), _seed(r, config)) for r in rows],
         sampling,
         finish,
         lambda alive: check_stop(),
     )
-    for _ in scorer.ready_groups(groups, fixed_order=True):
+    for _ in scorer.ready_groups(groups, fixed_order=True, may_stop=False):
         pass
+    lost = [row.outcome for row in rows if isinstance(row.outcome, Failed | Rejected)]
+    if lost:
+        view.warn(
+            f"evaluation at step {step}: {len(lost)} of {len(rows)} stories could not be scored "
+            f"(first reason: {lost[0].reason}); the judge's means are over the others"
+        )
     return {
         "step": step,
         "num_prompts": len(records),
         "num_stories": len(rows),
+        "num_scored": len(rows) - len(lost),
         "metrics": _named(_all_metrics(groups, rows, config)),
         "stories": [row_to_dict(row) for row in rows],
     }
@@ -111,10 +119,18 @@ def _text_metrics(groups: Sequence[Group], config: Config) -> dict[str, float]:
     return {key: statistics.fmean(values) for key, values in found.items()}
 
 
-def _group(index: int, record: StoryRecord, config: Config, builder: PromptBuilder) -> Group:
+def _group(
+    index: int, record: StoryRecord, config: Config, builder: PromptBuilder, step: int
+) -> Group:
+    """Named by the step, too: what befell the stories of one evaluation is not the next one's."""
     prompt_ids = builder.prompt_ids(record)
     rows = [
-        Row(f"eval/{record.uid}/{slot}", index, slot, RowKind.POLICY, record, prompt_ids)
+        Row(f"eval/{step}/{record.uid}/{slot}", index, slot, RowKind.POLICY, record, prompt_ids)
         for slot in range(config.num_eval_generations)
     ]
     return Group(index=index, record=record, rows=rows)
+
+
+def _seed(row: Row, config: Config) -> int:
+    """The same in every evaluation of a run: the same luck."""
+    return row_seed(config.seed, f"eval/{row.record.uid}/{row.slot}")

@@ -30,7 +30,6 @@ from .retry import Deadline
 log = logging.getLogger(__name__)
 
 CANCELLED = "cancelled"  # an attempt that was not waited for: a hedge's loser, or the pool's end
-_BEGUN = {FaultKind.TIMEOUT.value, CANCELLED}  # the provider may have worked on it, and bills it
 
 
 class Inconsistent(JudgeFault):
@@ -136,6 +135,7 @@ class Sender:
             await self._exchange(inquiry, Purpose.CANARY, permit, 0.0)
         finally:
             cost.settle(bound_usd, permit.cost_usd)
+            endpoint.admission.bell.ring()  # requests of another judge may wait for the money
 
     def accept(self, kept: Kept) -> Scored:
         """Take an inconsistent answer after all, and keep its reward."""
@@ -197,7 +197,7 @@ class Sender:
             self._metrics.answered(answer, total_s)
             counted = answer.prompt_tokens + answer.completion_tokens
             sent.permit.tokens = counted or sent.permit.estimated_tokens
-        elif sent.fault_name in _BEGUN:
+        elif sent.exchange.in_doubt:  # the provider may have worked on it, and bills it
             sent.permit.tokens = sent.permit.estimated_tokens
             cost_usd = endpoint.likely_usd(size) if endpoint.prices is not None else None
         sent.permit.cost_usd = cost_usd or 0.0

@@ -12,6 +12,7 @@ import os
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
@@ -37,6 +38,13 @@ class Exchange:
     status: int | None = None
     request_id: str | None = None  # the provider's name for it
     first_byte_s: float | None = None  # until the headers were there
+    retry_after_s: float | None = None  # as they ask
+    in_doubt: bool = False  # it was sent, and no whole answer came: the provider may bill it
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether its status is 2xx."""
+        return self.status is not None and 200 <= self.status < 300
 
 
 class JudgeClient:
@@ -70,6 +78,7 @@ class JudgeClient:
             headers=headers,
             connector=aiohttp.TCPConnector(limit=0),  # the pool bounds what is in flight
             trust_env=False,  # it would also read ~/.netrc, and send what stands there
+            trace_configs=[_telling_when_sent()],
         )
         self._proxy = proxy_of(self._base_url)
         return self
@@ -98,21 +107,30 @@ class JudgeClient:
         """
         exchange = exchange or Exchange()
         body = self._body(messages, max_tokens)
-        tree = await self._request("POST", "/chat/completions", timeout_s, body, exchange)
+        raw = await self._request("POST", "/chat/completions", timeout_s, body, exchange)
+        tree = self._read_tree(raw, exchange)
         if exchange.request_id is None and isinstance(tree.get("id"), str):
             exchange.request_id = tree["id"]
         return read_completion(tree, self._clean)
 
     async def list_models(self, *, timeout_s: float) -> dict[str, int | None]:
-        """Names under /models with the tokens each can hold, where told. Raises JudgeFault."""
-        body = await self._request("GET", "/models", timeout_s)
-        entries = body.get("data")
+        """Names under /models with the tokens each can hold, where told; {}: no list that is known.
+
+        Raises:
+            JudgeFault: no JSON came; `request` where the path holds something else.
+        """
+        tree = _decode(await self._request("GET", "/models", timeout_s))
+        if tree is None:
+            raise JudgeFault(FaultKind.REQUEST, "GET /models is answered without JSON")
+        entries = tree.get("data") if isinstance(tree, dict) else tree  # Together's is bare
         entries = entries if isinstance(entries, list) else []
         return {str(e["id"]): _context(e) for e in entries if isinstance(e, dict) and "id" in e}
 
     async def probe(self, *, timeout_s: float) -> None:
         """An empty request to /chat/completions: costs nothing, tells whether the path exists."""
-        await self._request("POST", "/chat/completions", timeout_s, b"{}")
+        exchange = Exchange()
+        raw = await self._request("POST", "/chat/completions", timeout_s, b"{}", exchange)
+        self._read_tree(raw, exchange)
 
     def _body(self, messages: Messages, max_tokens: int) -> bytes:
         """JSON; only what differs from request to request is encoded anew."""
@@ -147,7 +165,8 @@ class JudgeClient:
         timeout_s: float,
         body: bytes | None = None,
         exchange: Exchange | None = None,
-    ) -> dict[str, Any]:
+    ) -> bytes:
+        """The body of an answer with status 2xx. Raises JudgeFault for any other end."""
         assert self._session is not None  # entered by the pool
         timeout = aiohttp.ClientTimeout(
             total=timeout_s, sock_connect=min(timeout_s, self._config.connect_timeout_s)
@@ -162,10 +181,13 @@ class JudgeClient:
                 headers=JSON_BODY if body is not None else None,
                 timeout=timeout,
                 proxy=self._proxy,
+                trace_request_ctx=exchange,
                 allow_redirects=False,  # a redirected POST would lose its body or leak its key
             ) as response:
                 status, headers = response.status, response.headers
                 exchange.status = status
+                exchange.retry_after_s = retry_after_s(headers)
+                exchange.in_doubt = exchange.succeeded
                 exchange.first_byte_s = time.monotonic() - begin
                 exchange.request_id = headers.get("x-request-id") or headers.get("request-id")
                 raw = await response.read()
@@ -173,15 +195,20 @@ class JudgeClient:
             raise JudgeFault(FaultKind.TIMEOUT, f"no answer within {timeout_s:.1f} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise JudgeFault(FaultKind.TRANSIENT, self._describe(error)) from None
+        if not exchange.succeeded:
+            raise self._http_fault(status, _decode(raw), exchange.retry_after_s)
+        return raw
+
+    def _read_tree(self, raw: bytes, exchange: Exchange) -> dict[str, Any]:
+        """The JSON object of a successful answer. Raises JudgeFault where it is none."""
         tree = _decode(raw)
-        if not 200 <= status < 300:
-            raise self._http_fault(status, tree, retry_after_s(headers))
         if not isinstance(tree, dict):
-            raise JudgeFault(FaultKind.TRANSIENT, f"HTTP {status} without a JSON object")
+            raise JudgeFault(FaultKind.TRANSIENT, f"HTTP {exchange.status} without a JSON object")
+        exchange.in_doubt = False
         if tree.get("error"):  # some gateways report an upstream failure with status 200
             code = tree["error"].get("code") if isinstance(tree["error"], dict) else None
             inner = code if isinstance(code, int) and 400 <= code < 600 else 500
-            raise self._http_fault(inner, tree, retry_after_s(headers))
+            raise self._http_fault(inner, tree, exchange.retry_after_s)
         return tree
 
     def _http_fault(self, status: int, tree: Any, wait_s: float | None) -> JudgeFault:
@@ -229,6 +256,22 @@ def proxy_of(url: str) -> str | None:
     return proxy if urlsplit(proxy).scheme in ("http", "https") else None
 
 
+def _telling_when_sent() -> aiohttp.TraceConfig:
+    """Marks an `Exchange` once its body is on its way: a fault before costs nothing."""
+
+    async def sent(
+        session: aiohttp.ClientSession,
+        context: SimpleNamespace,
+        params: aiohttp.TraceRequestChunkSentParams,
+    ) -> None:
+        if isinstance(context.trace_request_ctx, Exchange):
+            context.trace_request_ctx.in_doubt = True
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_chunk_sent.append(sent)
+    return trace
+
+
 def _message_json(message: dict[str, str]) -> str:
     return _rubric_json(message["content"]) if message["role"] == "system" else json.dumps(message)
 
@@ -241,7 +284,8 @@ def _rubric_json(content: str) -> str:
 
 def _context(entry: dict[str, Any]) -> int | None:
     """Context length of a model by the names that vLLM, OpenRouter, Groq and Mistral give it."""
-    return next((entry[n] for n in CONTEXT_FIELDS if isinstance(entry.get(n), int)), None)
+    lengths = (entry.get(name) for name in CONTEXT_FIELDS)
+    return next((n for n in lengths if isinstance(n, int) and n > 0), None)  # 0: unknown, Together
 
 
 def _decode(raw: bytes) -> Any:

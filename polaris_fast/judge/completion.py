@@ -55,14 +55,17 @@ def read_completion(body: dict[str, Any], clean: Callable[[str], str] = str) -> 
     message = message if isinstance(message, dict) else {}
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
+    prompt_tokens = _count(usage.get("prompt_tokens"))
+    # Gemini counts its thinking in the total alone, and bills it as output.
+    rest = _count(usage.get("total_tokens")) - prompt_tokens if prompt_tokens else 0
     return Answer(
         text=_content_text(message.get("content")),
         model=str(body.get("model") or ""),
         finish_reason=str(choices[0].get("finish_reason") or ""),
         refusal=clean(str(message.get("refusal") or "")),
-        prompt_tokens=_count(usage.get("prompt_tokens")),
+        prompt_tokens=prompt_tokens,
         cached_tokens=_detail(usage, "prompt_tokens_details", "cached_tokens"),
-        completion_tokens=_count(usage.get("completion_tokens")),
+        completion_tokens=max(_count(usage.get("completion_tokens")), rest),
         reasoning_tokens=_detail(usage, "completion_tokens_details", "reasoning_tokens"),
     )
 

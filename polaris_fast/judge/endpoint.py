@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 BYTES_PER_TOKEN = 4.0  # of English, before the endpoint has told
 LEAST_BYTES_PER_TOKEN = 2.0  # of any text that is worth judging: for the bound of a cost
+PROMPT_SLACK = 1.15  # of an estimate that must not be too low
 FIRST_ANSWER_TOKENS = 1500.0  # of a judgement, before one was seen
 _LOCAL_SOURCES = ("heuristic.py", "features.py", "lexicon.py", "lexicon.txt")
 
@@ -70,11 +71,11 @@ class Endpoint:
         self.config, self.tier = config, tier
         self.is_local = config.base_url is None
         self.client = JudgeClient(config, base_url, send_key=not self.is_local)
-        self.judge_id = (
-            judge_id(MODEL_NAME, "local", local_judge_version())
-            if self.is_local
-            else judge_id(config.model, display_url(base_url))
-        )
+        if self.is_local:
+            self.judge_id = self._former_id = judge_id(MODEL_NAME, "local", local_judge_version())
+        else:
+            self.judge_id = judge_id(config.model, display_url(base_url))
+            self._former_id = f"{config.model}@{display_url(base_url)}"
         self.prices: Prices | None = prices_of(config)
         self.hedging = HedgeRule(0.0 if self.is_local else config.hedge_budget)
         breaker = Breaker(
@@ -89,6 +90,8 @@ class Endpoint:
         self.admission = _admission(config, shared, breaker, self._prober)
         self._bytes_per_token, self._answer_tokens = Moments(), Moments()
         self._told_no_usage = False
+        self.context_length = config.context_length  # of the model; None: not known so far
+        self.refuses_larger_cap = False  # it has turned a cap away that was doubled
 
     async def open(self, probe: Probe) -> None:
         """Open the connections; `probe` asks a judge about a story, past its breaker."""
@@ -102,10 +105,19 @@ class Endpoint:
 
     def key(self, prompt: str, story: str, sample: int) -> str:
         """Name of a judgement in the journal."""
+        return self._key(self.judge_id, prompt, story, sample)
+
+    def former_key(self, prompt: str, story: str, sample: int) -> str | None:
+        """Its name when addresses counted as they are spelt; None where that is the same."""
+        if self._former_id == self.judge_id:
+            return None
+        return self._key(self._former_id, prompt, story, sample)
+
+    def _key(self, judge: str, prompt: str, story: str, sample: int) -> str:
         return job_key(
             rubric_version=rubric_version(),
             schema_version=schema_version(),
-            judge_id=self.judge_id,
+            judge_id=judge,
             sampling=sampling_of(self.config),
             prompt=prompt,
             story=story,
@@ -116,6 +128,16 @@ class Endpoint:
     def is_down(self) -> bool:
         """Whether the breaker is open."""
         return self.admission.breaker.state is not BreakerState.CLOSED
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the breaker will not close any more."""
+        return self.admission.breaker.state is BreakerState.GIVEN_UP
+
+    @property
+    def holds_rows_up(self) -> bool:
+        """Whether rows wait for this judge, or cannot be had: nobody waits for a lost fallback."""
+        return self.is_down and not (self.is_given_up and self.tier is Tier.FALLBACK)
 
     def health(self, metrics: ScorerMetrics, cost: CostBudget) -> JudgeHealth:
         """How this judge is doing now, with the pool's own numbers."""
@@ -147,6 +169,20 @@ class Endpoint:
         """Prompt and answer of a request of so many bytes, as far as is known."""
         per_token = self._bytes_per_token.mean or BYTES_PER_TOKEN
         return num_bytes / per_token + (self._answer_tokens.mean or FIRST_ANSWER_TOKENS)
+
+    def larger_cap(self, num_bytes: int) -> int:
+        """Cap for an answer that was cut off: doubled, as far as the judge and its context allow.
+
+        Args:
+            num_bytes: of its request.
+        """
+        cap = self.config.max_output_tokens
+        if self.refuses_larger_cap:
+            return cap
+        if self.context_length is None:
+            return 2 * cap
+        prompt_tokens = PROMPT_SLACK * num_bytes / (self._bytes_per_token.mean or BYTES_PER_TOKEN)
+        return max(cap, min(2 * cap, self.context_length - int(prompt_tokens)))
 
     def bound_usd(self, num_bytes: int, max_tokens: int) -> float:
         """What such a request costs at most; 0 where prices are unknown."""

@@ -6,8 +6,9 @@
                     once, jobs wait
       transient     5xx, reset, cut body, nonsense instead of JSON: try again
       timeout       connecting or answering took too long: try again
-      truncated     finish_reason is "length": try again with a larger cap
-      refusal       refused, filtered or empty content: try once more, then the fallback judge
+      truncated     finish_reason is "length": try once more, with a larger cap
+      refusal       refused, filtered or empty content, or a story that a filter turns away (400,
+                    403, 422): try once more, then the fallback judge
       invalid       the answer breaks the schema: ask again with the validator's message
       inconsistent  several faults that leave the numbers usable: ask again once, else take it
       too_long      the request exceeds the model's context: a configuration error
@@ -81,49 +82,75 @@ class JudgeStopped(JudgeFault):
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "insufficient_credits"}
 _TOO_LONG_CODES = {"context_length_exceeded", "string_above_max_length"}
 _TOO_LONG_WORDS = ("context length", "context window", "maximum context", "prompt is too long")
-_FILTER_CODES = {"content_filter", "content_policy_violation"}
-_FILTER_WORDS = ("moderation", "was flagged", "content policy")  # gateways say so with 403
+_FILTER_CODES = {
+    "content_filter", "content_policy_violation", "data_inspection_failed", "datainspectionfailed",
+    "invalid_prompt",
+}  # fmt: skip
+# Of a story that a provider will not read; gateways say so with 403, others with 400 or 422.
+_FILTER_WORDS = (
+    "moderation", "flagged", "content policy", "content management policy", "usage polic",
+    "content exists risk", "inappropriate content",
+)  # fmt: skip
+_KEY_WORDS = ("api key", "api_key", "apikey")  # Gemini calls a wrong one a bad request
 
 
 def classify_status(status: int, body: Any) -> FaultKind:
     """Failure class of an HTTP status above 299 with its (decoded) body."""
-    code, message = error_fields(body)
+    code, message = (text.lower() for text in error_fields(body))
+    filtered = any(words in message for words in _FILTER_WORDS)
     if code in _QUOTA_CODES or status == 402:
         return FaultKind.QUOTA
     if status in (429, 529):
         return FaultKind.THROTTLE
-    if status in (401, 403) and not any(words in message.lower() for words in _FILTER_WORDS):
+    if status in (401, 403):
+        return FaultKind.REFUSAL if filtered else FaultKind.AUTH
+    if status == 400 and any(words in message for words in _KEY_WORDS):
         return FaultKind.AUTH
     if status == 408:
         return FaultKind.TIMEOUT
     if status >= 500 or status in (409, 425):
         return FaultKind.TRANSIENT
-    if code in _FILTER_CODES or status in (401, 403):
+    if code in _FILTER_CODES:
         return FaultKind.REFUSAL
     if (
         status == 413
         or code in _TOO_LONG_CODES
-        or any(words in message.lower() for words in _TOO_LONG_WORDS)
+        or any(words in message for words in _TOO_LONG_WORDS)
     ):
         return FaultKind.TOO_LONG
-    return FaultKind.REQUEST
+    return FaultKind.REFUSAL if filtered and status in (400, 422) else FaultKind.REQUEST
 
 
 def error_fields(body: Any) -> tuple[str, str]:
-    """(code or type, message) of an error body in any of the usual shapes; "" where absent."""
-    error = body.get("error", body) if isinstance(body, Mapping) else body
+    """(code or type, message) of an error body in any of the usual shapes; "" where absent.
+
+    A list stands for its first mapping (Gemini); FastAPI's message is its `detail`.
+    """
+    if isinstance(body, list):
+        body = next((entry for entry in body if isinstance(entry, Mapping)), None)
+    error = (body.get("error") or body) if isinstance(body, Mapping) else body
     if isinstance(error, str):
         return "", error
     if not isinstance(error, Mapping):
         return "", ""
-    code = error.get("code")
-    if not isinstance(code, str):
-        code = error.get("type")
+    codes = (error.get(name) for name in ("code", "type", "status"))
     message = error.get("message")
     return (
-        code if isinstance(code, str) else "",
-        message if isinstance(message, str) else "",
+        next((code for code in codes if isinstance(code, str)), ""),
+        message if isinstance(message, str) else _detail(error.get("detail")),
     )
+
+
+def _detail(detail: Any) -> str:
+    """What FastAPI says: a text, or a list of faults with the place of each."""
+    if isinstance(detail, list):
+        faults = [fault for fault in detail if isinstance(fault, Mapping)]
+        return "; ".join(
+            f"{'.'.join(map(str, fault.get('loc') or ()))}: {fault.get('msg')}" for fault in faults
+        )
+    if isinstance(detail, Mapping):
+        detail = detail.get("message")
+    return detail if isinstance(detail, str) else ""
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> float | None:

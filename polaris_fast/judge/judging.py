@@ -18,7 +18,7 @@ from typing import Any
 from ..types import Failed, Outcome, Rejected, RowKind, Scored
 from . import injection
 from .attempt import Inquiry, Sender
-from .endpoint import Endpoint
+from .endpoint import Endpoint, num_bytes
 from .faults import FaultKind, JudgeFault
 from .flow.allowance import Allowance
 from .flow.hedging import hedged
@@ -78,12 +78,20 @@ class Judging:
         async with self._turn:
             await asyncio.sleep(0)
         tier = self._panel.assign(job.group, job.job_id)
+        refusal: Rejected | None = None  # by the main judge
         while True:
             outcome = await self._by(self._endpoints[tier], job, order)
             if isinstance(outcome, Rejected) and tier is Tier.MAIN:
+                refusal = outcome
                 serving = Tier.FALLBACK if self._panel.refused(job.group) else Tier.MAIN
+            elif self._lost_fallback(outcome, tier):
+                self._panel.lose_fallback()
+                serving = Tier.MAIN
             else:
                 serving = tier if job.group is None else self._panel.assign(job.group, job.job_id)
+            if serving is Tier.MAIN and refusal is not None:  # it would only refuse again
+                outcome = refusal
+                break
             if serving is tier:
                 break
             tier = serving
@@ -96,6 +104,12 @@ class Judging:
     async def probe(self, endpoint: Endpoint, job: JudgeJob) -> None:
         """Send the canary past an open breaker; raises JudgeFault while the judge is away."""
         await self._sender.canary(endpoint, job)
+
+    def _lost_fallback(self, outcome: Outcome, tier: Tier) -> bool:
+        """Whether a job has no score because its fallback was given up; no money is another end."""
+        if tier is Tier.MAIN or not isinstance(outcome, Failed) or outcome.final:
+            return False
+        return self._endpoints[tier].is_given_up
 
     async def _by(self, endpoint: Endpoint, job: JudgeJob, order: int) -> Outcome:
         if job.needed is not None:
@@ -139,7 +153,7 @@ class Judging:
         return await self._under_way.share(key, lambda: self._from_journal_or_judge(key, task))
 
     async def _from_journal_or_judge(self, key: str, task: _Task) -> Scored:
-        known = self._journal.lookup(key)
+        known = self._known(key, task)
         if known is not None:
             self._metrics.count("journal_hits")
             return known
@@ -168,6 +182,13 @@ class Judging:
             self._journal.end(key, outcome_of(fault))
             raise
 
+    def _known(self, key: str, task: _Task) -> Scored | None:
+        known = self._journal.lookup(key)
+        if known is None:
+            former = task.endpoint.former_key(task.job.prompt, task.job.story, task.sample)
+            known = self._journal.lookup(former) if former is not None else None
+        return known
+
     async def _tried(self, inquiry: Inquiry, purpose: Purpose) -> Scored:
         endpoint = inquiry.endpoint
         tries = TryCount(
@@ -185,6 +206,8 @@ class Judging:
                 try:
                     return await self._sent(inquiry, purpose)
                 except JudgeFault as fault:
+                    if _refuses_cap(inquiry, fault):
+                        raise _back_to_old_cap(inquiry, fault) from None
                     purpose = _prepare_next(inquiry, fault)
                     raise
         raise AssertionError("tenacity returns or raises")
@@ -233,10 +256,28 @@ class Judging:
         return spent
 
 
+def _refuses_cap(inquiry: Inquiry, fault: JudgeFault) -> bool:
+    """Whether the endpoint takes our requests, but none with a larger cap on the answer."""
+    larger = inquiry.max_tokens > inquiry.endpoint.config.max_output_tokens
+    refused = fault.kind in (FaultKind.REQUEST, FaultKind.TOO_LONG)
+    return larger and refused and fault.status in (400, 413, 422)
+
+
+def _back_to_old_cap(inquiry: Inquiry, fault: JudgeFault) -> JudgeFault:
+    """What the job ends with; later answers that are cut off are asked for with the old cap."""
+    asked, inquiry.max_tokens = inquiry.max_tokens, inquiry.endpoint.config.max_output_tokens
+    inquiry.endpoint.refuses_larger_cap = True
+    detail = (
+        f"the answer was cut off at {inquiry.max_tokens} tokens (judge.max_output_tokens), and the "
+        f"judge does not take {asked} ({fault.detail})"
+    )
+    return JudgeFault(FaultKind.TRUNCATED, detail)
+
+
 def _prepare_next(inquiry: Inquiry, fault: JudgeFault) -> Purpose:
     """What the next request says differently; why it is sent."""
     if fault.kind is FaultKind.TRUNCATED:
-        inquiry.max_tokens = 2 * inquiry.endpoint.config.max_output_tokens
+        inquiry.max_tokens = inquiry.endpoint.larger_cap(num_bytes(inquiry.messages))
     if fault.answer is None:
         return Purpose.RETRY
     inquiry.messages = ask_again(inquiry.messages, fault.answer, fault.detail)

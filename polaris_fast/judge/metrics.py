@@ -12,7 +12,8 @@ Keys (`judge/...`), all since the last `take` unless they say "now":
     latency_s/p50, p95, p99               seconds of one answered try
     queue_s/p95                           seconds from the wish to send a request to its sending
     prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens, cached_share
-    cost_usd                              where prices are known; hedges' losers are estimated
+    cost_usd                              where prices are known; of requests whose answers never
+                                          came (cut, timed out, hedges' losers) it is estimated
     quality, quality_std, human/quality   over scored policy and human rows
     dim/<name>, dim_std/<name>            the rubric's dimensions, scored policy rows
     human/dim/<name>, human/dim_std/<name>

@@ -75,15 +75,15 @@ class JudgePool(TaskScorer):
 
     @property
     def is_paused(self) -> bool:
-        """Whether nothing is sent because a judge is down; from any thread."""
-        return any(endpoint.is_down for endpoint in self._endpoints.values())
+        """Whether rows wait because a judge is down; from any thread."""
+        return any(endpoint.holds_rows_up for endpoint in self._endpoints.values())
 
     def health(self) -> JudgeHealth:
-        """How the judge is doing now, the first one that is down before others; from any thread."""
+        """How the judge is doing now, one that rows wait for before others; from any thread."""
         endpoints = list(self._endpoints.values())
         if not endpoints:
             return JudgeHealth()
-        shown = next((endpoint for endpoint in endpoints if endpoint.is_down), endpoints[0])
+        shown = next((endpoint for endpoint in endpoints if endpoint.holds_rows_up), endpoints[0])
         return shown.health(self.metrics, self._cost)
 
     def close(self) -> None:

@@ -54,9 +54,9 @@ async def check_judge(
     models = await check_reachable(client, config, section=section, wait_s=wait_s)
     if endpoint.is_local:
         return
+    endpoint.context_length = config.context_length or models.get(config.model)
     if longest_story_tokens is not None:
-        context = config.context_length or models.get(config.model)
-        check_context(config, context, longest_story_tokens, section=section)
+        check_context(config, endpoint.context_length, longest_story_tokens, section=section)
     if config.check_at_start:
         await _check_request(endpoint, section, wait_s)
 
@@ -92,7 +92,8 @@ async def _check_request(endpoint: Endpoint, section: str, wait_s: float) -> Non
                 TEST_MESSAGES, timeout_s=config.timeout_s, max_tokens=TEST_TOKENS
             )
         except JudgeFault as fault:
-            if fault.kind is FaultKind.THROTTLE or _only_the_cap(fault):
+            taken = fault.kind in (FaultKind.THROTTLE, FaultKind.REFUSAL) or _only_the_cap(fault)
+            if taken:
                 log.warning("%s: %s", client.display_url, fault.detail)
                 return
             if fault.kind is not FaultKind.TRANSIENT or attempt == TRIES:

@@ -93,8 +93,8 @@ async def _look(client: JudgeClient, config: JudgeConfig, section: str) -> dict[
     try:
         await client.probe(timeout_s=timeout_s)
     except JudgeFault as fault:
-        missing = fault.kind is FaultKind.REQUEST and fault.status in (404, 405)
-        if missing or fault.kind is not FaultKind.REQUEST:  # a complaint about the body is fine
+        complaint = fault.kind in (FaultKind.REQUEST, FaultKind.REFUSAL)  # about the body
+        if not complaint or fault.status in (404, 405):
             raise
     return {}
 
@@ -114,10 +114,11 @@ def user_error(
             f"{where} has no credit left ({fault.detail}); pay in, or give another judge"
         )
     if fault.kind is FaultKind.REQUEST:
-        return UserError(
-            f"{where} has no chat completions ({fault.detail}); give the address up to /v1, for "
-            f"example {display_url(client.display_url).rstrip('/')}/v1"
-        )
+        base = client.display_url.removesuffix("/chat/completions").removesuffix("/v1") + "/v1"
+        remedy = f"give the address up to /v1, for example {base}"
+        if base == client.display_url:
+            remedy = "correct it, or set it to null for the local heuristic judge"
+        return UserError(f"{where} has no chat completions ({fault.detail}); {remedy}")
     return UserError(
         f"{where} cannot be reached ({fault.detail}); start it, correct {section}.base_url, or set "
         "it to null for the local heuristic judge"

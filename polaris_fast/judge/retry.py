@@ -3,7 +3,7 @@
     throttle              until the deadline; uses up no try
     quota, auth           when the breaker lets requests through again, twice; uses up no try
     transient, timeout    until `max_attempts` tries are used up; no try while the judge is down
-    truncated             the same, with the cap on the answer doubled
+    truncated             one more, with the cap on the answer doubled
     invalid               at most two more, each with the validator's message
     inconsistent          one more, with the faults; what was there is kept if that comes to nothing
     refusal               one more
@@ -27,11 +27,15 @@ from tenacity.wait import wait_random_exponential
 
 from .faults import FaultKind, JudgeFault, JudgeStopped
 
-MAX_RETRIES = {FaultKind.INVALID: 2, FaultKind.INCONSISTENT: 1, FaultKind.REFUSAL: 1}
+MAX_RETRIES = {
+    FaultKind.TRUNCATED: 1,
+    FaultKind.INVALID: 2,
+    FaultKind.INCONSISTENT: 1,
+    FaultKind.REFUSAL: 1,
+}
 MAX_COMEBACKS = 2
 _DOWN = {FaultKind.QUOTA, FaultKind.AUTH}
 _UNWELL = {FaultKind.TRANSIENT, FaultKind.TIMEOUT}
-_UNTIL_ATTEMPTS = _UNWELL | {FaultKind.TRUNCATED}
 _BACK_OFF = _UNWELL | {FaultKind.THROTTLE}
 
 
@@ -83,7 +87,7 @@ class TryCount:
         self.tries_used += 1
         if self.tries_used >= self.max_attempts:
             return False
-        allowed = kind in _UNTIL_ATTEMPTS or self.faults[kind] <= MAX_RETRIES.get(kind, 0)
+        allowed = kind in _UNWELL or self.faults[kind] <= MAX_RETRIES.get(kind, 0)
         return allowed and self.spend()
 
 

@@ -144,6 +144,56 @@ def test_wrong_settings_name_themselves(words, said, capsys):
     assert said in capsys.readouterr().err
 
 
+def make_run(name: str, base_url: str, model: str = "own") -> str:
+    """A run's folder with four stories and the judge that they were trained with."""
+    folder = Path("runs", name)
+    (folder / "stories").mkdir(parents=True)
+    rows = [
+        {"kind": "policy", "row_id": f"0/0/{i}", "prompt": "p", "story": f"Story {i} of a bell."}
+        for i in range(4)
+    ]
+    (folder / "stories" / "step-000001.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    judge = {"base_url": base_url, "model": model, "api_key_env": KEY_VARIABLE}
+    judge |= {"check_at_start": False, "journal": "off"}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"judge": judge}))
+    return str(folder)
+
+
+def test_of_a_run_its_own_judge_is_measured_unless_another_is_named(capsys):
+    with ScriptedServer(noisy) as own, ScriptedServer(noisy) as other:
+        words = [make_run("a", own.base_url), "--samples", "2", "--yes"]
+        assert calibrate(None, *words) == 0
+        assert [r.body["model"] for r in own.requests] == ["own"] * 8
+        assert calibrate(None, *words, "--judge.model", "new", "--write", "mine.yaml") == 0
+        assert [r.body["model"] for r in own.requests[8:]] == ["new"] * 8
+        assert not other.requests
+        assert calibrate(other.base_url, *words) == 0
+        Path("b.yaml").write_text(Path("runs/a/config.yaml").read_text())
+        write = ["--judge.base_url", other.base_url, *QUICK]
+        assert main(["calibrate", *words, "--config", "b.yaml", *write]) == 0
+        assert len(own.requests) == len(other.requests) == 16
+    assert load_config("mine.yaml").judge.noise_std is not None
+
+
+def test_of_several_runs_nobody_knows_whose_judge_is_meant(capsys):
+    runs = [make_run(name, "http://127.0.0.1:9/v1") for name in "ab"]
+    assert calibrate(None, *runs, "--yes") == 2
+    assert "--config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--write", "mine.yaml"], "--write mine.yaml: the local judge is deterministic"),
+        (["--write", "polaris_9b"], "--write polaris_9b: the name of a configuration that comes"),
+    ],
+)
+def test_a_noise_that_training_would_not_use_is_not_written(words, said, capsys):
+    assert calibrate(None, *words) == 2
+    assert said in capsys.readouterr().err
+    assert not Path(words[1]).exists()
+
+
 def test_the_key_is_never_printed(stories, capfd, caplog, monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     with ScriptedServer(noisy) as server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -116,6 +117,25 @@ def test_a_faulty_file_is_named_with_its_line(tmp_path, content, message):
     (tmp_path / "bad.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=re.escape(message)):
         read_texts([str(tmp_path / "bad.jsonl")])
+
+
+def test_standard_input_is_read_as_files_are(monkeypatch):
+    def typed(content: bytes) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
+
+    typed("\ufeffDie Glocke läutete.\r\nEnde.\n".encode())
+    assert read_texts(["-"])[0].story == "Die Glocke läutete.\nEnde."
+    typed(b"caf\xe9")
+    with pytest.raises(UserError, match=r"stdin: not UTF-8 \(byte 3\)"):
+        read_texts(["-"])
+
+
+def test_half_a_character_in_a_line_can_be_judged_and_printed(tmp_path, capsys):
+    file = tmp_path / "half.jsonl"
+    file.write_text('{"story": "A bell rang \\ud83d late.", "prompt": "\\ude00"}\n')
+    assert main(["score", str(file)]) == 0
+    (text,) = read_texts([str(file)])
+    assert (text.story, text.prompt) == ("A bell rang \ufffd late.", "\ufffd")
 
 
 # score -----------------------------------------------------------------------------------------

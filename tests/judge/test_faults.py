@@ -7,13 +7,23 @@ from datetime import UTC, datetime
 import pytest
 
 from polaris_fast.judge.completion import read_completion
-from polaris_fast.judge.faults import FaultKind, JudgeFault, classify_status, retry_after_s
+from polaris_fast.judge.faults import (
+    FaultKind,
+    JudgeFault,
+    classify_status,
+    error_fields,
+    retry_after_s,
+)
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 
 
 def coded(code: str) -> dict[str, object]:
     return {"error": {"code": code, "message": "x"}}
+
+
+def said(message: str) -> dict[str, object]:
+    return {"error": {"code": 400, "message": message}}
 
 
 @pytest.mark.parametrize(
@@ -34,6 +44,17 @@ def coded(code: str) -> dict[str, object]:
         (502, "bad gateway", FaultKind.TRANSIENT),
         (503, None, FaultKind.TRANSIENT),
         (400, coded("content_filter"), FaultKind.REFUSAL),
+        (400, said("Content Exists Risk"), FaultKind.REFUSAL),
+        (400, coded("invalid_prompt"), FaultKind.REFUSAL),
+        (422, said("Your prompt was flagged as violating our usage policy."), FaultKind.REFUSAL),
+        (400, coded("data_inspection_failed"), FaultKind.REFUSAL),
+        (400, coded("DataInspectionFailed"), FaultKind.REFUSAL),
+        (400, said("Input data may contain inappropriate content."), FaultKind.REFUSAL),
+        (400, said("Stopped by moderation."), FaultKind.REFUSAL),
+        (404, said("No model text-moderation-9"), FaultKind.REQUEST),
+        (422, {"detail": "flagged by our filter"}, FaultKind.REFUSAL),
+        (400, [said("API key not valid. Please pass a valid API key.")], FaultKind.AUTH),
+        (429, [said("You exceeded your current quota")], FaultKind.THROTTLE),
         (400, coded("context_length_exceeded"), FaultKind.TOO_LONG),
         (400, {"message": "This model's maximum context length is 8192"}, FaultKind.TOO_LONG),
         (413, None, FaultKind.TOO_LONG),
@@ -45,6 +66,25 @@ def coded(code: str) -> dict[str, object]:
 )
 def test_status_classes(status, body, kind):
     assert classify_status(status, body) is kind
+
+
+PLACE = {"loc": ["body", "top_p"], "msg": "too large", "input": 9}
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ([{"error": {"message": "no", "status": "INVALID_ARGUMENT"}}], ("INVALID_ARGUMENT", "no")),
+        ({"detail": "no"}, ("", "no")),
+        ({"detail": [PLACE, "odd", PLACE]}, ("", "body.top_p: too large; body.top_p: too large")),
+        ({"detail": {"message": "no"}}, ("", "no")),
+        ({"error": None, "message": "no"}, ("", "no")),
+        ([], ("", "")),
+        (["odd", 1], ("", "")),
+    ],
+)
+def test_what_an_error_says_in_every_shape(body, fields):
+    assert error_fields(body) == fields
 
 
 @pytest.mark.parametrize(
@@ -106,3 +146,18 @@ def test_answer_with_parts_and_usage():
 @pytest.mark.parametrize("usage", [None, [], {"prompt_tokens": None}, {"prompt_tokens": "many"}])
 def test_odd_usage_counts_as_silence(usage):
     assert read_completion(completion(content="a") | {"usage": usage}).prompt_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("counted", "completion_tokens"),
+    [
+        ({"completion_tokens": 1200, "total_tokens": 9200}, 6200),  # thinking is in the total alone
+        ({"completion_tokens": 1200, "total_tokens": 4200}, 1200),
+        ({"completion_tokens": 1200, "total_tokens": 100}, 1200),
+        ({"completion_tokens": 1200}, 1200),
+    ],
+)
+def test_tokens_that_only_the_total_counts_are_output(counted, completion_tokens):
+    usage = {"prompt_tokens": 3000} | counted
+    answer = read_completion(completion(content="a") | {"usage": usage})
+    assert answer.completion_tokens == completion_tokens

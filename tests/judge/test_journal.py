@@ -285,4 +285,8 @@ def test_sampling_and_schema_are_those_of_the_request() -> None:
     assert sampling_of(base) == sampling_of(JudgeConfig(max_concurrency=3, deadline_s=1))
     assert schema_version() != rubric.rubric_version()
     assert judge_id("m", "https://h/v1") == "m@https://h/v1"
+    for address in ("https://h/v1/", "HTTPS://H/v1", "https://h:443/v1//"):
+        assert judge_id("m", address) == "m@https://h/v1"
+    assert judge_id("m", "http://h:443/V1") == "m@http://h:443/V1"
+    assert judge_id("m", "http://[::1]:80/v1") == "m@http://[::1]/v1"
     assert judge_id("m", "local", "ab12") == "m@local#ab12"

@@ -84,12 +84,13 @@ def test_cost_by_day_and_model(runs: Path, capsys: pytest.CaptureFixture[str]) -
     assert [
         "1970-01-01", "j-1", "4", "0", "0", "4,000", "3,200", "200", "0", "1.0000",
     ] in shown  # fmt: skip
-    assert ["1970-01-02", "j", "2", "1", "0", "0", "0", "0", "0", "0.5000"] in shown
+    assert ["1970-01-02", "j", "2", "1", "0", "0", "0", "0", "0", "0.5000", "0.5000"] in shown
     assert ["1970-01-02", "j-1", "1", "0", "1", "0", "0", "0", "0", "-"] in shown
-    assert "1.5000 USD in all" in out
+    assert "1.5000 USD in all" in out and "0.5000 of it probably" in " ".join(out.split())
     assert run("cost", runs, "--json") == 0
     days = json.loads(capsys.readouterr().out)
     assert [day["cost_usd"] for day in days] == [1.0, 0.5, None]
+    assert [day["probable_usd"] for day in days] == [0.0, 0.5, 0.0]
 
 
 def test_export_as_json_lines_and_csv(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

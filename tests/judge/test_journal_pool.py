@@ -12,7 +12,7 @@ from benchmarks.scripted_endpoint import KEY_VARIABLE, ScriptedServer
 from polaris_fast.config import JudgeConfig
 from polaris_fast.judge import JudgePool
 from polaris_fast.judge.jobs import JudgeJob
-from polaris_fast.judge.journal import JournalError, journal_path
+from polaris_fast.judge.journal import JournalError, journal_path, keys
 from polaris_fast.types import Failed, RowKind, Scored
 
 MakePool = Callable[..., JudgePool]
@@ -137,3 +137,25 @@ def test_off_keeps_no_file(make_pool: MakePool, tmp_path: Path) -> None:
         assert pool.submit(policy()).result() == pool.submit(policy("1/0/0")).result()
     assert len(server.requests) == 1  # known as long as the pool lives
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_spelling_of_the_address_pays_nothing_twice(make_pool, tmp_path):
+    journal = str(tmp_path / "journal.sqlite")
+    with ScriptedServer() as server:
+        for base_url in (server.base_url, server.base_url + "/", server.base_url):
+            with make_pool(base_url, journal=journal) as pool:
+                assert isinstance(pool.submit(JudgeJob("0", "p", "A.")).result(), Scored)
+        assert len(server.requests) == 1
+
+
+def test_a_journal_of_when_spellings_counted_is_still_served(make_pool, tmp_path, monkeypatch):
+    journal = str(tmp_path / "journal.sqlite")
+    with ScriptedServer() as server:
+        spelt = server.base_url + "/"
+        with monkeypatch.context() as patch:
+            patch.setattr(keys, "_plain", str)
+            with make_pool(spelt, journal=journal) as pool:
+                first = pool.submit(JudgeJob("0", "p", "A.")).result()
+        with make_pool(spelt, journal=journal) as pool:
+            assert pool.submit(JudgeJob("0", "p", "A.")).result() == first
+        assert len(server.requests) == 1

@@ -84,7 +84,7 @@ def test_one_fault_then_scored(make_pool, fault, kind):
     ("fault", "kind", "num_tries"),
     [
         (play.status(500), "transient", 4),
-        (play.truncated(), "truncated", 4),
+        (play.truncated(), "truncated", 2),
         (play.missing_dimension(), "invalid", 3),  # the first and two more
         (play.status(400, error={"code": "context_length_exceeded"}), "too_long", 1),
         (play.status(404), "request", 1),
@@ -141,7 +141,7 @@ def test_retry_after_is_honoured(make_pool, headers, at_least_s):
 
 def test_truncated_doubles_the_cap_once(make_pool):
     _, _, requests = run(make_pool, [play.truncated()] * 3, max_output_tokens=100)
-    assert [seen.body["max_tokens"] for seen in requests] == [100, 200, 200, 200]
+    assert [seen.body["max_tokens"] for seen in requests] == [100, 200]
 
 
 def test_invalid_is_asked_again_with_the_validators_message(make_pool):

@@ -78,6 +78,25 @@ def test_stray_throttling_is_no_burst() -> None:
     assert limit.num_cuts <= 4
 
 
+def test_server_errors_and_timeouts_are_no_answers_and_no_room_for_more() -> None:
+    limit = AdaptiveLimit(LimitRange(10, 20, 100))
+    for _ in range(200):
+        limit.failed()
+    assert limit.limit == 20
+    for number in range(1000):  # 40 % fail
+        limit.failed() if number % 5 < 2 else limit.answered(0.0)
+    assert (limit.limit, limit.num_cuts) == (20, 0)
+    answers(limit, 20)
+    assert limit.limit == 40
+
+
+def test_stray_server_errors_leave_a_round_clean() -> None:
+    limit = AdaptiveLimit(LimitRange(10, 20, 100))
+    for number in range(1000):
+        limit.failed() if number % 10 == 0 else limit.answered(0.0)
+    assert limit.limit == 100
+
+
 def test_an_endpoint_over_its_limit_brings_the_limit_down_to_it() -> None:
     """A server that turns away all above 30: the limit settles there, not at the ceiling."""
     limit = AdaptiveLimit(LimitRange(10, 20, 100), cooldown_s=15)

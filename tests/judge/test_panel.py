@@ -54,3 +54,16 @@ def test_old_groups_are_forgotten(monkeypatch) -> None:
     for n in range(100):
         panel.assign(str(n), f"{n}/0")
     assert len(panel._groups) == 10
+
+
+def test_groups_of_a_fallback_that_was_given_up_go_back() -> None:
+    panel = GroupPanel(has_fallback=True)
+    panel.scored("0/1", "0/1/0", Tier.MAIN, "a")
+    panel.refused("0/1")
+    panel.scored("0/1", "0/1/1", Tier.FALLBACK, "b")
+    panel.lose_fallback()
+    assert panel.outdated("0/1") == {"0/1/1"}
+    assert panel.assign("0/1", "0/1/1") is Tier.MAIN
+    assert not panel.scored("0/1", "0/1/1", Tier.MAIN, "a")
+    assert not panel.refused("0/1")
+    assert panel.assign("0/1", "0/1/2") is Tier.MAIN

@@ -14,18 +14,19 @@ from polaris_fast.judge import JudgeJob
 from polaris_fast.judge.attempt import Inquiry, Sender
 from polaris_fast.judge.canary import probe_job
 from polaris_fast.judge.endpoint import num_bytes
+from polaris_fast.judge.faults import FaultKind, JudgeFault, JudgeStopped
 from polaris_fast.judge.flow.admission import Admission
 from polaris_fast.judge.flow.aimd import AdaptiveLimit, LimitRange
 from polaris_fast.judge.flow.bell import Bell
 from polaris_fast.judge.flow.breaker import Breaker, BreakerTimes
 from polaris_fast.judge.flow.buckets import Bucket
-from polaris_fast.judge.flow.cost import CostBudget
+from polaris_fast.judge.flow.cost import CostBudget, Verdict
 from polaris_fast.judge.flow.panel import Tier
 from polaris_fast.judge.journal import Purpose
 from polaris_fast.judge.request import build_messages
 from polaris_fast.judge.retry import Deadline
 from polaris_fast.loop_thread import LoopThread
-from polaris_fast.types import Failed, Scored
+from polaris_fast.types import Failed, Rejected, Scored
 
 CANARY = probe_job().story
 DAY = play.status(429, headers={"Retry-After": "86400"})
@@ -104,12 +105,51 @@ def test_without_its_fallback_a_run_goes_on(make_pool):
         ScriptedServer(default=play.status(402)) as other,
         make_pool(main.base_url, fallback={"base_url": other.base_url, "model": "b"}) as pool,
     ):
-        refused = pool.submit(job("refused", group="0/0")).result(timeout=20)
-        shown = pool.health().breaker
+        group = [pool.submit(job(s, s, group="0/0")) for s in ("refused", "beside")]
+        refused, beside = (future.result(timeout=20) for future in group)
+        later = pool.submit(job("later", "later", group="0/0")).result(timeout=20)
         fine = pool.submit(job("fine", "0/1/0", group="0/1")).result(timeout=20)
-    assert isinstance(refused, Failed) and refused.kind == "quota" and not refused.final
-    assert shown == "given_up"  # the view shows the judge that is down
-    assert isinstance(fine, Scored)
+        assert pool.outdated("0/0") == frozenset()
+        assert not pool.is_paused and not pool.health().is_paused  # no row waits for it
+        num_asked = len(other.requests)
+        again = pool.submit(job("refused", "0/2/0", group="0/2")).result(timeout=20)
+        assert len(other.requests) == num_asked
+    assert refused == again == Rejected("I cannot judge this.")
+    assert all(isinstance(outcome, Scored) for outcome in (beside, later, fine))
+
+
+def test_rows_wait_for_a_fallback_that_may_come_back(make_pool):
+    plans = {"refused": [play.refusal()] * 9}
+    away = scripts({"refused": [play.status(402)], CANARY: [play.status(402)]})
+    with (
+        ScriptedServer(scripts(plans)) as main,
+        ScriptedServer(away, default=play.ok(70)) as other,
+        make_pool(
+            main.base_url,
+            fallback={"base_url": other.base_url, "model": "b"},
+            breaker_pause_s=0.2,
+            breaker_patience_s=30,
+        ) as pool,
+    ):
+        refused = pool.submit(job("refused", group="0/0"))
+        while not pool.is_paused:
+            time.sleep(0.001)
+        assert refused.result(timeout=20).quality == pytest.approx(0.7)
+        assert not pool.is_paused
+
+
+def test_money_that_a_canary_had_set_aside_is_free_for_those_who_wait_for_it(make_pool):
+    with ScriptedServer([play.status(503)]) as server, make_pool(server.base_url) as pool:
+        endpoint = pool._endpoints[Tier.MAIN]
+
+        async def heard() -> None:
+            waiting = asyncio.create_task(endpoint.admission.bell.wait())
+            await asyncio.sleep(0)
+            with pytest.raises(JudgeFault, match="503"):
+                await pool._judging.probe(endpoint, probe_job())
+            await asyncio.wait_for(waiting, 2)
+
+        pool._thread.call(heard())
 
 
 # a second judgement of a close group -----------------------------------------------------------
@@ -200,6 +240,48 @@ def test_what_was_not_sent_gives_its_share_of_the_minute_back():
     asyncio.run(cancelled_while_it_waits(requests, tokens))
     assert requests.take(1.0, 0.0) == 0.0
     assert tokens.take(1.0, 1.0) == 0.0
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_what_waits_for_its_minute_is_not_sent_to_a_judge_that_is_down_by_then(given_up):
+    """Nor does it keep its place, its money or its share of the minute meanwhile."""
+
+    async def enter_while_it_opens() -> None:
+        breaker, bell, cost = Breaker(BreakerTimes()), Bell(), CostBudget(10.0)
+        loop, requests = asyncio.get_running_loop(), Bucket(60_000.0, 0.0)
+        requests.take(1020.0, 0.0)  # the next one waits for 21 ms
+        admission = Admission(
+            AdaptiveLimit(LimitRange()),
+            breaker,
+            cost,
+            bell,
+            now=lambda: 0.0,
+            on_open=lambda: None,
+            requests=requests,
+        )
+        task = asyncio.create_task(admission.enter(0, bound_usd=10.0, tokens=0.0))
+        await asyncio.sleep(0)
+        begin = loop.time()
+        breaker.trip(0.0, FaultKind.QUOTA, "no credit")
+        while admission.gate.in_flight and loop.time() < begin + 5:
+            await asyncio.sleep(0.005)
+        assert not task.done() and admission.gate.in_flight == 0
+        assert cost.reserve(10.0) is Verdict.GO
+        cost.settle(10.0, 0.0)
+        assert requests.take(0.0, 0.02) == 0.0  # the debt of the 1020 alone
+        if given_up:
+            breaker.give_up(FaultKind.QUOTA, "it stayed away")
+        else:
+            breaker.probe_succeeded()
+        bell.ring()
+        if given_up:
+            with pytest.raises(JudgeStopped, match="it stayed away"):
+                await task
+        else:
+            await task
+            assert admission.gate.in_flight == 1
+
+    asyncio.run(enter_while_it_opens())
 
 
 def test_a_beaten_hedge_hands_out_the_reward_that_the_journal_keeps(make_pool, tmp_path):

@@ -12,6 +12,7 @@ from benchmarks import scripted_endpoint as play
 from benchmarks.scripted_endpoint import KEY_VARIABLE, ScriptedServer
 from polaris_fast.config import JudgeConfig
 from polaris_fast.judge import JudgeJob, JudgePool
+from polaris_fast.judge.client import JudgeClient
 from polaris_fast.types import Scored, UserError
 
 
@@ -98,6 +99,56 @@ def test_endpoint_without_a_list_of_models(make_pool):
         make_pool(server.base_url) as pool,
     ):
         assert isinstance(pool.submit(JudgeJob("0", "p", "s")).result(), Scored)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        [{"id": "a-judge", "context_length": 0}, "odd"],
+        {"models": ["a-judge"]},
+        {"data": {"a-judge": {}}},
+        {"error": {"message": "no list here", "code": 500}},
+        ["odd"],
+        [],
+        7,
+    ],
+)
+def test_whatever_lists_the_models_is_no_reason_to_stop(make_pool, tree):
+    with (
+        ScriptedServer(models=play.body(tree)) as server,
+        make_pool(server.base_url, model="a-judge") as pool,
+    ):
+        assert isinstance(pool.submit(JudgeJob("0", "p", "s")).result(), Scored)
+
+
+async def test_a_bare_list_names_its_models_and_what_they_hold(fast_config):
+    entries = [{"id": "a", "context_length": 32768}, {"id": "b", "context_length": 0}]
+    with ScriptedServer(models=play.body(entries)) as server:
+        async with JudgeClient(fast_config(server.base_url), server.base_url) as client:
+            assert await client.list_models(timeout_s=2.0) == {"a": 32768, "b": None}
+
+
+def test_a_page_instead_of_the_list_leaves_it_to_the_completions(make_pool):
+    complaint = play.status(422, error={"message": "model is required"})
+    with (
+        ScriptedServer([complaint], models=play.not_json()) as server,
+        make_pool(server.base_url) as pool,
+    ):
+        assert isinstance(pool.submit(JudgeJob("0", "p", "s")).result(), Scored)
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [("", "/v1"), ("/v1/chat/completions", "/v1"), ("/v1/v1", None)],
+)
+def test_the_advised_address_is_another_one_that_ends_in_v1_once(make_pool, path, advice):
+    with ScriptedServer() as server:
+        host = server.base_url.removesuffix("/v1")
+        message = error_of(make_pool(host + path))
+    if advice is None:
+        assert f"example {host}{path}/v1" not in message and "/v1/v1/v1" not in message
+    else:
+        assert message.endswith(f"for example {host}{advice}")
 
 
 def test_throttled_list_counts_as_reachable(make_pool, caplog):

@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from ...config import FallbackConfig, JudgeConfig
-from ...config_file import load_config
+from ...config_file import load_config, shipped_configs
 from ...report.folder import read_run
 from ...types import Scored, UserError
 from .. import rubric
@@ -43,7 +43,8 @@ def add_parser(subparsers: Any) -> None:
         help="measure a judge's noise and reliability",
         description="Judge stories several times each and split the variance of the scores into "
         "the stories' and the judge's own. FILE is as for `score`, or the folder of a run, whose "
-        "last stories are taken; without any, the bundled sample stories.",
+        "last stories are taken and, without --config, whose judge is measured; without any, the "
+        "bundled sample stories.",
     )
     parser.add_argument("files", nargs="*", metavar="FILE", help="files, folders, runs or -")
     parser.add_argument("--prompt", default="", help="prompt of the stories that bring none")
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         UserError: a file or a setting is wrong, the judge fails, or nobody agreed to the cost.
     """
     _check(options)
-    judges = [load_settings(options).judge, *(load_config(c).judge for c in options.against)]
+    judges = [_first_judge(options), *(load_config(c).judge for c in options.against)]
     texts = _texts(options)
     print(f"{len(texts)} stories, {options.samples} judgements each", file=sys.stderr)
     for judge in judges:
@@ -94,6 +95,37 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"--{name}: must be at least {least}, got {getattr(options, name)}")
     if not 0 < options.reliability < 1:
         raise UserError(f"--reliability: must be between 0 and 1, got {options.reliability}")
+    if options.write in shipped_configs():
+        raise UserError(
+            f"--write {options.write}: the name of a configuration that comes with the package; "
+            "give a YAML file of your own"
+        )
+
+
+def _first_judge(options: argparse.Namespace) -> JudgeConfig:
+    """The one that is asked for; of a run without `--config` the run's own.
+
+    Raises:
+        UserError: a wrong setting, runs whose judges may differ, or a noise to be written that is
+            the local judge's.
+    """
+    runs = sorted({str(Path(path).resolve()) for path in options.files if _is_run(path)})
+    if options.config is None and len(runs) > 1:
+        raise UserError(f"--config: {', '.join(runs)} are several runs; say whose judge is meant")
+    if options.config is None and runs:
+        judge = load_config(Path(runs[0]) / "config.yaml", options.settings).judge
+    else:
+        judge = load_settings(options).judge
+    if options.write and judge.base_url is None:
+        raise UserError(
+            f"--write {options.write}: the local judge is deterministic, its noise is 0; name "
+            "the judge that training will use with --config or --judge.base_url"
+        )
+    return judge
+
+
+def _is_run(path: str) -> bool:
+    return (Path(path) / "stories").is_dir()
 
 
 def _texts(options: argparse.Namespace) -> list[Text]:
@@ -101,7 +133,7 @@ def _texts(options: argparse.Namespace) -> list[Text]:
     paths = options.files or [str(resources.files("polaris_fast") / "samples" / "stories.jsonl")]
     texts: list[Text] = []
     for path in paths:
-        if (Path(path) / "stories").is_dir():
+        if _is_run(path):
             texts += _last_stories(path, options.stories)
         else:
             texts += read_texts([path], options.prompt)

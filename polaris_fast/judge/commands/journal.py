@@ -159,15 +159,19 @@ def _cost(connection: sqlite3.Connection, path: Path, options: argparse.Namespac
         print(json.dumps([{n: getattr(d, n) for n in d.__dataclass_fields__} for d in days]))
         return
     tokens = ("prompt", "cached", "completion", "reasoning")
-    right = ("requests", "lost", "unpriced", *(f"{name} tokens" for name in tokens), "USD")
+    numbers = (f"{name} tokens" for name in tokens)
+    right = ("requests", "lost", "unpriced", *numbers, "USD", "probably")
     table = _table("day (UTC)", "model", right=right)
     for day in days:
         counts = [day.num_attempts, day.num_lost, day.num_unpriced]
         counts += [getattr(day, f"{name}_tokens") for name in tokens]
-        table.add_row(day.day, day.model, *(f"{n:,}" for n in counts), _number(day.cost_usd, 4))
+        usd = (_number(day.cost_usd, 4), f"{day.probable_usd:.4f}" if day.probable_usd else "")
+        table.add_row(day.day, day.model, *(f"{n:,}" for n in counts), *usd)
     known = [day.cost_usd for day in days if day.cost_usd is not None]
     if known:
         table.caption = f"{sum(known):.4f} USD in all, as far as it is known"
+        if probable := sum(day.probable_usd for day in days):
+            table.caption += f"; {probable:.4f} of it probably: those answers never came"
     elif days:
         table.caption = "no prices: set judge.price_input and judge.price_output before a run"
     table.caption_justify = "left"

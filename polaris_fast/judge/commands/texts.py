@@ -41,7 +41,7 @@ def read_texts(paths: Sequence[str], prompt: str = "") -> list[Text]:
 
 def _read(path: str, prompt: str) -> Iterator[Text]:
     if path == "-":
-        yield _text("stdin", prompt, sys.stdin.read().removeprefix("\ufeff"))
+        yield _text("stdin", prompt, _decoded("stdin", sys.stdin.buffer.read()))
         return
     for file in _files(Path(path)):
         content = _content(file)
@@ -66,11 +66,17 @@ def _files(path: Path) -> list[Path]:
 
 def _content(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return _decoded(str(file), file.read_bytes())
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def _decoded(name: str, content: bytes) -> str:
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 (byte {error.start}); convert it first") from error
+        raise UserError(f"{name}: not UTF-8 (byte {error.start}); convert it first") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _lines(file: Path, content: str, prompt: str) -> Iterator[Text]:
@@ -92,4 +98,9 @@ def _lines(file: Path, content: str, prompt: str) -> Iterator[Text]:
 def _text(name: str, prompt: str, story: str) -> Text:
     if not story.strip():
         raise UserError(f"{name}: the story is empty")
-    return Text(name, prompt, story.strip())
+    return Text(name, _whole(prompt), _whole(story.strip()))
+
+
+def _whole(text: str) -> str:
+    """JSON can spell half a character, which nothing can print or send: U+FFFD instead."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

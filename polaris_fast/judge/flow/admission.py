@@ -4,6 +4,7 @@
     gate        a place among the requests in flight
     cost        waits while calls under way hold the rest of the budget; fails when it is spent
     buckets     requests and tokens a minute
+    breaker     once more: what it passed may have opened meanwhile, and it waits from the start
 
 None of these waits is the judge's work, so a caller should not count them against a deadline.
 """
@@ -21,6 +22,8 @@ from .breaker import Breaker, BreakerState
 from .buckets import Bucket
 from .cost import CostBudget, Verdict
 from .gate import Gate
+
+_NO_ANSWER = (FaultKind.TRANSIENT, FaultKind.TIMEOUT, FaultKind.QUOTA, FaultKind.AUTH)
 
 
 @dataclass(slots=True)
@@ -72,16 +75,20 @@ class Admission:
         Raises:
             JudgeStopped: the judge was given up, or the budget is spent.
         """
-        await self._place(order)
-        permit = Permit(tokens)
-        try:
-            await self._money(bound_usd)
-            permit.bound_usd = bound_usd
-            await self._pace(tokens)
-        except BaseException:
+        while True:
+            await self._place(order)
+            permit = Permit(tokens)
+            try:
+                await self._money(bound_usd)
+                permit.bound_usd = bound_usd
+                await self._pace(tokens)
+            except BaseException:
+                self._give_back(permit)
+                raise
+            if self.breaker.state is BreakerState.CLOSED:  # not opened while this one waited
+                return permit
+            self._refund(tokens)
             self._give_back(permit)
-            raise
-        return permit
 
     def leave(self, permit: Permit) -> None:
         """The request is over; books what the caller wrote into the permit."""
@@ -95,7 +102,10 @@ class Admission:
         if fault is not None and fault.kind is FaultKind.THROTTLE:
             self.limit.throttled(now, fault.retry_after_s)
             return
-        self.limit.answered(now)
+        if fault is None or fault.kind not in _NO_ANSWER:
+            self.limit.answered(now)
+        else:
+            self.limit.failed()
         was = self.breaker.state
         if fault is None:
             self.breaker.succeeded(now)
@@ -140,12 +150,16 @@ class Admission:
             return
         try:
             await asyncio.sleep(max(waits_s))
-        except asyncio.CancelledError:  # nothing was sent: a hedge that is not needed any more
-            if self._requests is not None:
-                self._requests.correct(1.0, 0.0)
-            if self._tokens is not None:
-                self._tokens.correct(tokens, 0.0)
+        except asyncio.CancelledError:  # a hedge that is not needed any more
+            self._refund(tokens)
             raise
+
+    def _refund(self, tokens: float) -> None:
+        """Nothing was sent: its share of the minute is free again."""
+        if self._requests is not None:
+            self._requests.correct(1.0, 0.0)
+        if self._tokens is not None:
+            self._tokens.correct(tokens, 0.0)
 
     def _give_back(self, permit: Permit) -> None:
         if permit.bound_usd is not None:

@@ -7,7 +7,8 @@
 A round is as many answers as the limit (at least 10). Throttling is a burst once it makes up more
 than a fifth of a round: an endpoint that is really over its limit turns away more than that, and
 a stray 429 says nothing about how many requests it can bear. A burst also holds every request back
-for as long as the endpoint asks. Server errors and timeouts change nothing: they are the breaker's.
+for as long as the endpoint asks. Server errors and timeouts are no answers: they cut nothing, that
+is the breaker's, but a round with more than a fifth as many of them is not clean, and adds nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class AdaptiveLimit:
         self._value = max(self._low, min(float(limits.start), self._high))
         self._slow_start = True
         self._cool_until = 0.0
-        self._answers = self._throttles = 0
+        self._answers = self._throttles = self._faults = 0
         self.hold_until = 0.0  # nothing is sent before
         self.num_cuts = 0
 
@@ -56,9 +57,13 @@ class AdaptiveLimit:
         return max(1, int(self._value))
 
     def answered(self, now: float) -> None:
-        """A request came back in any other way than throttled."""
+        """A request was answered, well or not."""
         self._answers += 1
         self._end_round(now)
+
+    def failed(self) -> None:
+        """A request came to nothing: no sign that the endpoint could bear more."""
+        self._faults += 1
 
     def throttled(self, now: float, retry_after_s: float | None) -> None:
         """A request was turned away for coming too fast."""
@@ -84,10 +89,11 @@ class AdaptiveLimit:
     def _end_round(self, now: float) -> None:
         if self._answers < self._round:
             return
+        clean = self._faults <= BURST_SHARE * self._round
         self._new_round()
-        if now >= self._cool_until:
+        if clean and now >= self._cool_until:
             grown = self._value * (SLOW_START if self._slow_start else GROWTH)
             self._value = min(self._high, max(grown, self._value + 1))
 
     def _new_round(self) -> None:
-        self._answers = self._throttles = 0
+        self._answers = self._throttles = self._faults = 0

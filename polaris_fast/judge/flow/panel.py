@@ -5,6 +5,9 @@ fallback, the group moves: rows still to come go to the fallback, and rows that 
 are outdated; whoever collects the group submits them again (`outdated` names them). The same holds
 for the judge's snapshot, the model string it returns: a change within a group is counted and
 flagged, because a provider that swaps models shifts the scale in the middle of a comparison.
+
+A fallback that is given up serves nobody: groups that had moved go back, none moves any more, and
+a refused row alone is lost.
 """
 
 from __future__ import annotations
@@ -56,6 +59,14 @@ class GroupPanel:
                 if entry.tier is Tier.MAIN:
                     entry.tier, entry.snapshot = Tier.FALLBACK, None
         return self._has_fallback
+
+    def lose_fallback(self) -> None:
+        """The fallback was given up: its groups are the main judge's again, and stay there."""
+        with self._lock:
+            self._has_fallback = False
+            for entry in self._groups.values():
+                if entry.tier is Tier.FALLBACK:
+                    entry.tier, entry.snapshot = Tier.MAIN, None
 
     def scored(self, group: str | None, job_id: str, tier: Tier, snapshot: str) -> bool:
         """A row was scored; True when its snapshot differs from the group's by the same judge."""

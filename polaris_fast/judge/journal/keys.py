@@ -11,9 +11,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
+from urllib.parse import urlsplit, urlunsplit
 
 from ...config import JudgeConfig
 from .. import rubric
+
+_PORTS = {"http": 80, "https": 443}
 
 
 def job_key(
@@ -48,11 +51,21 @@ def judge_id(model: str, address: str, version: str = "") -> str:
 
     Args:
         model: the model's name as it is asked for.
-        address: `client.display_url(base_url)`, free of passwords; "local" for the local judge,
-            whose port changes from run to run.
+        address: `client.display_url(base_url)`, free of passwords, however it is spelt; "local"
+            for the local judge, whose port changes from run to run.
         version: a hash of the judge itself, or "".
     """
-    return f"{model}@{address}" + (f"#{version}" if version else "")
+    return f"{model}@{_plain(address)}" + (f"#{version}" if version else "")
+
+
+def _plain(address: str) -> str:
+    """One spelling for all: without capitals in the host, its default port, slashes at the end."""
+    parts = urlsplit(address)
+    if not parts.hostname:
+        return address
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    port = "" if parts.port in (None, _PORTS.get(parts.scheme)) else f":{parts.port}"
+    return urlunsplit((parts.scheme, host + port, parts.path.rstrip("/"), "", ""))
 
 
 def sampling_of(config: JudgeConfig) -> dict[str, object]:

@@ -61,6 +61,7 @@ class DayCost:
     completion_tokens: int
     reasoning_tokens: int
     cost_usd: float | None  # of the attempts whose cost is known; None: of none
+    probable_usd: float  # of it, estimated: of requests that were sent and whose answers never came
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ def costs_by_day(connection: sqlite3.Connection, run: str | None = None) -> list
                sum({_CLASS} = '{ANSWERED}' AND cost_usd IS NULL),
                coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0),
                coalesce(sum(completion_tokens), 0), coalesce(sum(reasoning_tokens), 0),
-               sum(cost_usd)
+               sum(cost_usd), coalesce(sum(CASE WHEN text IS NULL THEN cost_usd END), 0.0)
         FROM attempts WHERE {_ATTEMPTS_OF_RUN} GROUP BY day, answered_by ORDER BY day, answered_by
         """,
         {"run": run},

@@ -271,6 +271,7 @@ async def _probe(client: JudgeClient, config: JudgeConfig) -> None:
     try:
         await client.probe(timeout_s=config.connect_timeout_s)
     except JudgeFault as fault:
-        if fault.kind is FaultKind.REQUEST and fault.status not in (404, 405):
+        complaint = fault.kind in (FaultKind.REQUEST, FaultKind.REFUSAL)
+        if complaint and fault.status not in (404, 405):
             return  # a complaint about the empty body: somebody is there
         raise
