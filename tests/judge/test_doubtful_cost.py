@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from benchmarks import scripted_endpoint as play
 from benchmarks.scripted_endpoint import ScriptedServer, wire
 from polaris_fast.judge import JudgeJob
+from polaris_fast.judge.flow.panel import Tier
 from polaris_fast.judge.journal import queries
+from polaris_fast.types import Failed
 
 PRICES = {"price_input": 1000.0, "price_output": 10_000.0}  # USD; a call: 100 and 10 tokens, 0.2
 
@@ -62,3 +65,17 @@ def test_without_a_connection_nothing_is_paid(make_pool):
         time.sleep(0.05)  # the open connection ends
         pool.submit(JudgeJob("1", "p", "Two.")).result(timeout=20)
         assert pool.health().spent_usd == spent_usd
+
+
+def test_a_connection_that_is_not_opened_in_time_is_free(make_pool):
+    with (
+        ScriptedServer() as server,
+        socket.create_server(("127.0.0.1", 0), backlog=0) as full,
+        socket.create_connection(full.getsockname()),  # nobody accepts: there is room for no other
+        make_pool(server.base_url, max_attempts=1, connect_timeout_s=0.1, **PRICES) as pool,
+    ):
+        pool._endpoints[Tier.MAIN].client._base_url = f"http://127.0.0.1:{full.getsockname()[1]}/v1"
+        outcome = pool.submit(JudgeJob("0", "p", "One.")).result(timeout=20)
+        spent_usd = pool.health().spent_usd
+    assert isinstance(outcome, Failed) and outcome.kind == "timeout"
+    assert spent_usd == 0.0

@@ -284,6 +284,27 @@ def test_what_waits_for_its_minute_is_not_sent_to_a_judge_that_is_down_by_then(g
     asyncio.run(enter_while_it_opens())
 
 
+@pytest.mark.parametrize(
+    ("kind", "limit"),
+    [(FaultKind.TRANSIENT, 20), (FaultKind.TIMEOUT, 20), (FaultKind.INVALID, 40)],
+)
+def test_only_answers_let_more_requests_in_flight(kind, limit):
+    async def limit_after_twenty() -> int:
+        admission = Admission(
+            AdaptiveLimit(LimitRange()),
+            Breaker(BreakerTimes()),
+            CostBudget(None),
+            Bell(),
+            now=lambda: 0.0,
+            on_open=lambda: None,
+        )
+        for _ in range(20):
+            admission.learn(JudgeFault(kind, "x"))
+        return admission.limit.limit
+
+    assert asyncio.run(limit_after_twenty()) == limit
+
+
 def test_a_beaten_hedge_hands_out_the_reward_that_the_journal_keeps(make_pool, tmp_path):
     """Two answers that arrive in one turn of the loop are two ends of one inquiry."""
     path, key = str(tmp_path / "journal.sqlite"), "0" * 64
