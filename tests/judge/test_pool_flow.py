@@ -182,7 +182,7 @@ def test_a_throttled_endpoint_is_held_back_and_all_is_scored(make_pool):
     throttle = play.status(429, headers={"retry-after-ms": "5"})
     with (
         ScriptedServer(scripts({story: [throttle] for story in stories})) as server,
-        make_pool(server.base_url, retry_budget=0.0) as pool,
+        make_pool(server.base_url, retry_budget=0.0, hedge_budget=0.0) as pool,
     ):
         outcomes = judge_all(pool, stories)
         metrics = pool.take_metrics()
