@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -27,6 +27,7 @@ from .fleet import Fleet
 from .logprobs import name_logps
 from .routing import Router, by_prompt
 from .sync import WeightSync
+from .transfer import Weights
 
 
 class VLLMEngine:
@@ -249,7 +250,7 @@ async def pause_before_retry(attempt: int) -> None:
 def open_vllm(
     config: Config,
     fleet: Fleet,
-    weights: Callable[[], Mapping[str, torch.Tensor]],
+    weights: Weights,
     device: torch.device,
 ) -> VLLMEngine:
     """The engine over a fleet that is sent `weights()`: a checkpoint's names, whole tensors."""

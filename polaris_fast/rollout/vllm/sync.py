@@ -48,7 +48,8 @@ class WeightSync:
     ) -> None:
         """
         Args:
-            weights: gives the present weights as a checkpoint would hold them, whole.
+            weights: gives the present weights as a checkpoint would hold them; adapters are merged
+                tensor by tensor on their way.
             device: where they are.
         """
         self.fleet, self.timeout_s = fleet, config.rollout.vllm.sync_timeout_s
