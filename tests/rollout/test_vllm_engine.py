@@ -16,10 +16,13 @@ import torch
 
 from polaris_fast.config import Config
 from polaris_fast.rollout import Completion, RolloutRequest, SamplingParams
+from polaris_fast.rollout.vllm import engine as engine_module
 from polaris_fast.rollout.vllm import fleet as fleet_module
+from polaris_fast.rollout.vllm.client import VLLMClient
 from polaris_fast.rollout.vllm.engine import VLLMEngine
 from polaris_fast.rollout.vllm.errors import ServerError
 from polaris_fast.rollout.vllm.fleet import Fleet
+from polaris_fast.rollout.vllm.routing import Router
 from polaris_fast.rollout.vllm.sync import WeightSync
 from polaris_fast.types import VersionSpan
 
@@ -260,6 +263,31 @@ def test_a_row_that_the_server_aborts_is_asked_for_again() -> None:
     )
     with engine_over(script) as (engine, _):
         assert write(engine, [(1,)])[0].completion_ids == [0, 0, 0]
+
+
+def test_a_server_that_returns_while_a_batch_begins_writes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The training thread brings it back just when the writing thread looks who is present."""
+
+    class Returning(Router[VLLMClient]):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            returned, engine._lost = engine._lost, set()
+            for router in engine._routers:
+                engine.fleet.call(router.restore(returned))
+
+    monkeypatch.setattr(engine_module, "Router", Returning)
+    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, _):
+        engine._lost = set(engine.fleet.clients)
+        deadline = time.monotonic() + 10
+
+        def stop(missing: int) -> None:
+            assert time.monotonic() < deadline, "its server is back, and nobody told it"
+
+        rows: dict[int, Completion] = {}
+        engine.generate([RolloutRequest((1,), seed=0)], PARAMS, rows.__setitem__, stop)
+        assert sorted(rows) == [0]
 
 
 def test_another_program_on_the_port_is_named() -> None:

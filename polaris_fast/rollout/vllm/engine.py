@@ -85,9 +85,11 @@ class VLLMEngine:
         """
         if self.fleet.asleep:
             self._send(self.version, lambda: None)
-        present = [client for client in self.fleet.clients if client not in self._lost]
-        router = Router(present, self.capacity)
+        # Known to `_send` before it is filled: it hears of a server that returns meanwhile.
+        router: Router[VLLMClient] = Router((), self.capacity)
         self._routers.add(router)
+        present = [client for client in self.fleet.clients if client not in self._lost]
+        self.fleet.call(router.restore(present))
 
         def look(missing: int) -> None:
             if on_token is not None:
