@@ -53,6 +53,7 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
     monkeypatch.setattr("polaris_fast.rollout.vllm.engine.pause_before_retry", at_once)
+    monkeypatch.setattr("polaris_fast.rollout.vllm.client._REPEAT_WAITS_S", (0.0, 0.0))
 
 
 def engine_config(servers: list[VLLMDouble], max_batch_size: int = 4, **vllm: Any) -> Config:
@@ -303,6 +304,14 @@ def test_servers_must_agree_on_their_logprobs() -> None:
             pass
 
 
+def test_a_server_that_another_run_left_paused_is_refused_before_it_is_asked_for_a_row() -> None:
+    with doubles(lambda n, body: pytest.fail("asked")) as servers:
+        servers[0].is_paused = True
+        with Fleet(engine_config(servers), "", log_dir=Path(), backend="gloo") as fleet:
+            with pytest.raises(ServerError, match=rf"{servers[0].url} is paused: .*restart it"):
+                fleet.wait_ready(lambda: None)
+
+
 def test_a_server_that_does_not_come_up_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_module, "_POLL_S", 0.01)
     config = Config.model_validate(
@@ -367,6 +376,72 @@ def test_a_server_on_the_trainers_gpu_sleeps_whenever_the_trainer_trains() -> No
         assert servers[0].posted[9:] == ["/sleep?level=2"]
         write(engine, [(1,)])  # once more in one step: the same weights again
         assert servers[0].posted[10:] == [*woken, "/sleep?level=2"]
+
+
+def test_a_server_that_does_not_sleep_is_brought_back_for_its_next_use() -> None:
+    """Its rows are there already, so nothing has failed."""
+    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
+        engine._sleeps = True
+        servers[0].drops["/sleep"] = 3
+        assert sorted(write(engine, [(1,), (2,)])) == [0, 1]
+        assert not engine.fleet.asleep
+        engine.sync(1, lambda: None)  # the same weights: it has none any more
+        assert sent_by(engine) == [("1", False), ("1", False)] and engine.num_revivals == 1
+        assert sorted(write(engine, [(1,)])) == [0]
+
+
+def test_a_control_request_whose_connection_breaks_is_made_again() -> None:
+    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
+        engine._sync = OverHTTP(engine.fleet, engine_config(servers), servers)
+        servers[0].drops |= {"/pause": 2, "/resume": 1}
+        engine.sync(2, lambda: None)
+        pauses = ["/pause?mode=abort"] * 3
+        assert servers[0].posted == ["connect", *pauses, "send", "/resume", "/resume"]
+
+
+def test_no_request_takes_a_connection_that_a_server_may_be_closing() -> None:
+    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
+        engine.fleet.post("/start_weight_update", 5)
+        engine.fleet.post("/finish_weight_update", 5)
+        assert len(set(servers[0].peers)) == 2
+
+
+class Started(Noted):
+    """Sends nothing, but asks the servers to start."""
+
+    def __init__(self, servers: list[VLLMDouble], fleet: Fleet) -> None:
+        super().__init__(servers)
+        self.fleet = fleet
+
+    def send(self) -> None:
+        self.fleet.post("/start_weight_update", 5)
+
+
+def test_an_update_whose_connection_breaks_is_begun_once_again() -> None:
+    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
+        sync = engine._sync = OverHTTP(engine.fleet, engine_config(servers), servers)
+        sync.transfer = Started(servers, engine.fleet)
+        servers[0].drops["/start_weight_update"] = 1
+        engine.sync(2, lambda: None)
+        tried = ["connect", "/pause?mode=abort", "/start_weight_update"]
+        # vLLM refuses to start an update while one is open
+        again = ["disconnect", "/finish_weight_update", *tried]
+        assert servers[0].posted == [*tried, *again, "/resume"]
+        servers[0].drops["/start_weight_update"] = 2
+        with pytest.raises(ServerError, match="/start_weight_update: ServerDisconnected"):
+            engine.sync(3, lambda: None)
+        assert engine.num_revivals == 0
+
+
+def test_a_sleeping_server_is_woken_wholly_when_its_update_is_begun_again() -> None:
+    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
+        sync = engine._sync = OverHTTP(engine.fleet, engine_config(servers), servers)
+        sync.transfer = Started(servers, engine.fleet)
+        engine.fleet.sleep()
+        servers[0].drops["/start_weight_update"] = 1
+        engine.sync(2, lambda: None)
+        woken = ["/wake_up?tags=weights", "connect", "/start_weight_update"]
+        assert servers[0].posted[-5:] == [*woken, "/wake_up?tags=kv_cache", "/resume"]
 
 
 def test_servers_of_their_own_gpus_never_sleep() -> None:
