@@ -197,13 +197,15 @@ def sampling_gap(slot: Slot, logps: torch.Tensor, config: Config) -> Sums:
     With l the difference trainer - engine: `sum_sampling_gap` adds |l|, `sum_mismatch_kl` adds
     exp(l) - 1 - l (k3, of KL(engine || trainer)), `num_is_high` and `num_is_low` count the tokens
     whose importance weight is clamped or masked at `is_cap` and `is_floor`. `sum_filter_gain` is
-    what penalty, top-k and top-p add to the log-prob of the tokens they keep.
+    what penalty, top-k and top-p add to the log-prob of the tokens they keep; the engine tells it
+    of `num_filtered_tokens`.
     """
     engine = slot.rollout_logps
     filtered = slot.batch.gather_targets(
         [row.sampler_logps for row in slot.rows], missing=float("nan")
     )
     sampled = ~engine.isnan()
+    both_known = sampled & ~filtered.isnan()
     ahead = torch.where(sampled, logps - engine, 0.0)
     gap = ahead.abs()
     log_weight = ahead
@@ -216,7 +218,8 @@ def sampling_gap(slot: Slot, logps: torch.Tensor, config: Config) -> Sums:
         "num_is_high": (limited & (log_weight.exp() > high)).sum(),
         "num_is_low": (limited & (log_weight.exp() < low)).sum(),
         "sum_sampling_gap": gap.sum(),
-        "sum_filter_gain": torch.where(sampled, filtered - engine, 0.0).sum(),
+        "sum_filter_gain": torch.where(both_known, filtered - engine, 0.0).sum(),
+        "num_filtered_tokens": both_known.sum(),
         "num_sampled_tokens": sampled.sum(),
         "max_sampling_gap": gap.max() if gap.numel() else gap.sum(),
     }

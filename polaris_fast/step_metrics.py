@@ -147,9 +147,10 @@ def _sampling_metrics(sums: dict[str, torch.Tensor], *, corrected: bool) -> dict
     metrics = {
         "sampling/sampling_logp_difference/mean": values["sum_sampling_gap"] / tokens,
         "sampling/sampling_logp_difference/max": values["max_sampling_gap"],
-        "sampling/filter_gain": values["sum_filter_gain"] / tokens,
         "sampling/mismatch_kl": values["sum_mismatch_kl"] / tokens,
     }
+    if known := values["num_filtered_tokens"]:
+        metrics["sampling/filter_gain"] = values["sum_filter_gain"] / known
     if corrected:
         metrics["is_weight/high_mean"] = values["num_is_high"] / tokens
         metrics["is_weight/low_mean"] = values["num_is_low"] / tokens

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -60,3 +64,35 @@ def test_servers_of_a_persons_own_are_started_alike_everywhere() -> None:
     for line in serving:
         flags = {"--skip-tokenizer-init", "--language-model-only", "--enable-scale-out"}
         assert flags <= set(shlex.split(line))
+
+
+PROGRAMS = {
+    "srun": "echo $$ > trainer; echo started >> log; exec sleep 20",
+    "scancel": 'echo scancel "$@" >> log; kill $(cat trainer)',
+    "scontrol": '[ "$1" = requeue ] && echo scontrol "$@" >> log',
+}
+
+
+@pytest.mark.parametrize(("status", "is_queued"), [("interrupted", True), ("finished", False)])
+def test_a_slurm_job_that_its_limit_stops_is_queued_again_unless_the_run_is_done(
+    status: str, is_queued: bool, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "launch.md").read_text()
+    script = "#!/bin/bash" + page.partition("#!/bin/bash")[2].partition("\n\n")[0]
+    script = script.replace("/shared", str(tmp_path))
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    (tmp_path / "runs/mine/summary.json").write_text(f'{{"status": "{status}"}}')
+    for name, body in PROGRAMS.items():
+        program = tmp_path / name
+        program.write_text(f"#!/bin/bash\ncd {tmp_path}\n" + body)
+        program.chmod(0o755)
+    given = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "mine", "SLURM_NNODES": "1"}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    job = subprocess.Popen(["bash", "-c", script], env=os.environ | given | {"PATH": path})
+    log = tmp_path / "log"
+    while not log.exists():
+        time.sleep(0.01)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(20) != 0
+    ends = ["scontrol requeue 7"] if is_queued else []
+    assert log.read_text().splitlines() == ["started", "scancel --signal=INT 7", *ends]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..config import LoraConfig
 from ..types import UserError
+from .merging import Adapted, Weight, whole
 
 _NAME = "default"  # peft's name of a model's only adapter
 _FOLDER = "adapter"
@@ -67,7 +68,7 @@ class Adapters:
         for name in self._scaling:
             layer: Any = model.get_submodule(name)
             base = layer.get_base_layer()
-            # `merged` knows W + B A only
+            # `to_merge` knows W + B A only
             if not (isinstance(layer, peft.tuners.lora.Linear) and isinstance(base, nn.Linear)):
                 raise UserError(
                     f"lora.target_modules: {targets!r} puts an adapter on {name}, "
@@ -87,7 +88,15 @@ class Adapters:
         Args:
             state: whole tensors of all parameters and buffers, adapters included.
         """
-        result = {}
+        return {name: whole(weight) for name, weight in self.to_merge(state).items()}
+
+    def to_merge(self, state: Mapping[str, Tensor]) -> dict[str, Weight]:
+        """`merged` without its sums: `whole` makes them one by one.
+
+        Args:
+            state: as for `merged`.
+        """
+        result: dict[str, Weight] = {}
         for name, value in state.items():
             if ".lora_" in name:
                 continue
@@ -96,10 +105,11 @@ class Adapters:
                 continue
             layer, part = name.split(".base_layer.")
             if part == "weight":
-                A = state[f"{layer}.lora_A.{_NAME}.weight"].float()
-                B = state[f"{layer}.lora_B.{_NAME}.weight"].float()
-                value = (value.float() + self._scaling[layer] * (B @ A)).to(value.dtype)
-            result[f"{layer}.{part}"] = value
+                A = state[f"{layer}.lora_A.{_NAME}.weight"]
+                B = state[f"{layer}.lora_B.{_NAME}.weight"]
+                result[f"{layer}.weight"] = Adapted(value, A, B, self._scaling[layer])
+            else:
+                result[f"{layer}.{part}"] = value
         return result
 
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:

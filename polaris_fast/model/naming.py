@@ -7,17 +7,16 @@ MTP weights. transformers' text model says `model.`; vLLM's classes take the che
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
-import torch
+T = TypeVar("T")
 
 _WITHIN_VISION_MODELS = ("qwen3_5_text", "qwen3_5_moe_text")
 _TEXT, _IN_CHECKPOINT = "model.", "model.language_model."
 
 
-def checkpoint_names(
-    state: Mapping[str, torch.Tensor], model_type: str
-) -> Mapping[str, torch.Tensor]:
-    """The same tensors under the names of the family's published checkpoints.
+def checkpoint_names(state: Mapping[str, T], model_type: str) -> Mapping[str, T]:
+    """The same weights under the names of the family's published checkpoints.
 
     Args:
         state: by the trained text model's own names.
@@ -26,6 +25,6 @@ def checkpoint_names(
     if model_type not in _WITHIN_VISION_MODELS:
         return state
     return {
-        _IN_CHECKPOINT + name.removeprefix(_TEXT) if name.startswith(_TEXT) else name: tensor
-        for name, tensor in state.items()
+        _IN_CHECKPOINT + name.removeprefix(_TEXT) if name.startswith(_TEXT) else name: weight
+        for name, weight in state.items()
     }

@@ -154,10 +154,11 @@ def _phases(
     ]
     # On the CPU the head keeps its buffers from call to call.
     state.append(("head's workspace", head.workspace))
-    writing = []
+    writing, sending = [], []
     if servers is not None and servers.sleeps:
         writing = [*state, ("vLLM server", servers.memory)]
         state.append(("sleeping server's context", _CONTEXT_BYTES * (machine.device == "cuda")))
+        sending = [("vLLM server's weights", servers.weights)]
     elif servers is not None and servers.shares_gpus:
         state.append(("vLLM server", servers.memory))
     elif servers is None:
@@ -167,6 +168,9 @@ def _phases(
     saved = micro_batch.saved
     # Servers on other GPUs, or awake all the time, add nothing to what training needs.
     phases = [Phase("generation", _present(writing))] if writing else []
+    if servers is not None and servers.transfer:
+        sending = [*state, *sending, ("weights on their way", servers.transfer)]
+        phases.insert(0, Phase("weight update", _present(sending)))
     for name, peak in micro_batch.peaks().items():
         on_the_way = engine.backward if name == "backward" else 0
         kept = min(saved, peak)

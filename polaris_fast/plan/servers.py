@@ -14,6 +14,10 @@ from .shapes import ModelShape
 # beside weights and cache.
 _UTILIZATION = 0.9
 _WORKSPACE = 2 * GIB
+# Of weights on their way: what is packed together at least, and how many packs `nccl` has at once.
+_PACK = GIB
+_NCCL_PACKS = 2
+_FP32 = 4
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Servers:
     shares_gpus: bool  # with the trainer: `colocated` and `ipc`
     sleeps: bool  # while the trainer trains: `colocated`
     memory: int  # bytes of one GPU that the server takes
+    weights: int  # of these
+    transfer: int  # bytes that the trainer needs for a moment to send its weights
     rows: int  # of full length that one server holds at once, at most `rollout.max_batch_size`
 
 
@@ -41,7 +47,8 @@ def servers_of(config: Config, shape: ModelShape, machine: Machine) -> Servers |
     if machine.device == "cpu":
         memory = vllm.cpu_kv_cache_gib * GIB + _weights(config, shape) + _WORKSPACE
     tp = vllm.tensor_parallel_size
-    room = tp * (memory - _WORKSPACE) - _weights(config, shape)
+    weights = _weights(config, shape)
+    room = tp * (memory - _WORKSPACE) - weights
     length = config.max_prompt_length + (config.max_completion_length or 0)
     per_row = length * cache_bytes_per_token(config, shape) + state_bytes_per_row(config, shape)
     sleeps = vllm.placement == "colocated"
@@ -52,6 +59,8 @@ def servers_of(config: Config, shape: ModelShape, machine: Machine) -> Servers |
         shares_gpus=vllm.shares_trainers_gpu,
         sleeps=sleeps,
         memory=memory,
+        weights=weights // tp,
+        transfer=_transfer(config, shape, machine),
         rows=max(0, min(config.rollout.max_batch_size, room // per_row)),
     )
 
@@ -80,6 +89,21 @@ def training_part(config: Config, machine: Machine) -> Machine:
             "the servers' share of each GPU"
         )
     return replace(machine, count=machine.count - taken)
+
+
+def _transfer(config: Config, shape: ModelShape, machine: Machine) -> int:
+    """`ipc` packs into one buffer that holds any tensor; an `nccl` pack ends with the tensor that
+    fills it, which may be the largest. Adapters are merged as they are packed."""
+    item = 2 if config.dtype == "bfloat16" else _FP32
+    largest = shape.largest_parameter * item
+    width = shape.config.hidden_size
+    matrix = width * getattr(shape.config, "intermediate_size", 4 * width) * (_FP32 + item)
+    adapted = config.lora.r > 0
+    if machine.device == "cpu":
+        return matrix * adapted
+    if config.rollout.vllm.shares_trainers_gpu:
+        return max(_PACK, largest) + matrix * adapted
+    return _NCCL_PACKS * _PACK + largest + (_NCCL_PACKS * _PACK + matrix) * adapted
 
 
 def _weights(config: Config, shape: ModelShape) -> int:

@@ -45,9 +45,9 @@ def follow(world: World, build: Build) -> int:
         outbox = Outbox(address)
         try:
             with setup_spared():
-                while _obey(channel, parts, outbox):
+                while _obey(world, channel, parts, outbox):
                     pass
-        except UserError as error:  # a server of its own, say; the conductor sees that it is gone
+        except UserError as error:  # the conductor sees that this rank is gone
             print(f"error: rank {world.rank}: {error}", file=sys.stderr)
             return 2
         finally:
@@ -59,18 +59,21 @@ def follow(world: World, build: Build) -> int:
         return 1  # the conductor says why, once
 
 
-def _obey(channel: Channel, parts: Parts, outbox: Outbox) -> bool:
+def _obey(world: World, channel: Channel, parts: Parts, outbox: Outbox) -> bool:
     """Carry out one command; False after the last."""
     name, arguments = channel.receive()
     slots = parts.slots
     if name == "end":
         return False
-    if name == "generate":
+    if name in ("generate", "sync"):
         assert parts.rollouts is not None
-        write_share(parts.rollouts, outbox, *arguments)
-    elif name == "sync":
-        assert parts.rollouts is not None
-        parts.rollouts.sync(arguments[0], lambda: None)
+        try:
+            if name == "generate":
+                write_share(parts.rollouts, outbox, *arguments)
+            else:
+                parts.rollouts.sync(arguments[0], lambda: None)
+        except UserError as error:  # its server is lost; what it trained is still to be saved
+            outbox.report(f"rank {world.rank}: {error}")
     elif name == "first_pass":
         first_pass(slots, *arguments)
     elif name == "take_sums":

@@ -22,6 +22,7 @@ from ..model.load import is_multimodal, load_causal_lm, quiet_transformers, read
 from ..model.lora import Adapters, import_peft, whole_state
 from ..model.measured_kernels import Shapes, check_asked, measure_kernels, use_kernels
 from ..model.memory import install_memory_savers
+from ..model.merging import Weight
 from ..model.naming import checkpoint_names
 from ..model.parity import check_packing
 from ..rollout import RolloutEngine
@@ -214,10 +215,10 @@ def _rollouts(
 
     model = engine.model
 
-    def weights() -> Mapping[str, torch.Tensor]:
+    def weights() -> Mapping[str, Weight]:
         state = whole_state(model)
-        whole = state if adapters is None else adapters.merged(state)
-        return checkpoint_names(whole, model.config.model_type)
+        to_send: Mapping[str, Weight] = state if adapters is None else adapters.to_merge(state)
+        return checkpoint_names(to_send, model.config.model_type)
 
     return open_vllm(config, fleet, weights, model.device)
 

@@ -16,7 +16,15 @@ from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
 from ..rollout import Completion
+from ..types import UserError
 from .channel import RankLost
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a follower cannot do any more, in words for a person."""
+
+    words: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,9 @@ class Inbox:
         self.num_followers = num_followers
         self._generation = 0
         # (generation, index of the request, completion), or None for a follower that is gone
-        self._arrived: queue.SimpleQueue[tuple[int, int, Completion] | None] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[tuple[int, int, Completion] | Fault | None] = (
+            queue.SimpleQueue()
+        )
 
     def accept(self) -> None:
         """Wait for all followers, and read what they send from then on."""
@@ -67,7 +77,7 @@ class Inbox:
         """The next finished row as (index of its request, completion); None after `timeout_s`.
 
         Raises:
-            RankLost: a follower is gone.
+            RankLost: a follower is gone. UserError: one cannot write, in its words.
         """
         while True:
             try:
@@ -79,6 +89,8 @@ class Inbox:
                     "a rank ended while it was writing stories; its own output says why. Mend "
                     "that, then go on with resume_from_checkpoint"
                 )
+            if isinstance(arrived, Fault):
+                raise UserError(arrived.words)
             generation, index, completion = arrived
             if generation == self._generation:
                 return index, completion
@@ -110,6 +122,10 @@ class Outbox:
     def put(self, generation: int, index: int, completion: Completion) -> None:
         """Send a finished row."""
         self._connection.send((generation, index, completion))
+
+    def report(self, words: str) -> None:
+        """Say that this rank cannot write; the conductor ends the run."""
+        self._connection.send(Fault(words))
 
     def check(self, generation: int) -> None:
         """Raise Abandoned when the conductor wants no more of this generation."""

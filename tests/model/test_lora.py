@@ -14,6 +14,7 @@ from polaris_fast.engine import SingleEngine
 from polaris_fast.engine.policy import save_model
 from polaris_fast.model.load import load_causal_lm, prepare_model
 from polaris_fast.model.lora import Adapters, whole_state
+from polaris_fast.model.merging import Adapted, base_of, whole
 from polaris_fast.model.packed import packed_hidden_states
 from polaris_fast.model.tiny import tiny_model
 from polaris_fast.packing import pack_rows
@@ -56,6 +57,18 @@ def test_a_saved_model_computes_what_the_adapted_one_does(family: str, tmp_path:
     plain = load_causal_lm(tmp_path, dtype=torch.float32)
     assert not any("lora" in name or "base_layer" in name for name, _ in plain.named_parameters())
     torch.testing.assert_close(_logits(plain), _logits(model), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_to_be_merged_tells_type_and_shape_before_it_is() -> None:
+    model, adapters = _adapted()
+    state = whole_state(model)
+    merged, to_merge = adapters.merged(state), adapters.to_merge(state)
+    assert list(merged) == list(to_merge)
+    assert any(isinstance(weight, Adapted) for weight in to_merge.values())
+    for name, weight in to_merge.items():
+        base = base_of(weight)
+        assert (base.dtype, base.shape) == (merged[name].dtype, merged[name].shape)
+        assert torch.equal(whole(weight), merged[name])
 
 
 def test_with_the_adapters_off_the_model_is_its_own_reference() -> None:

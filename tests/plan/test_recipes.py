@@ -107,7 +107,10 @@ def test_colocated_servers_are_one_a_rank_and_need_memory_while_they_write(gpus:
     assert training_part(config, machine) == machine and own_gpus(config) == 0
     plan = memory_plan(config, shape, machine)
     phases = {phase.name: dict(phase.pieces) for phase in plan.phases}
-    writing = phases.pop("generation")
+    sending, writing = phases.pop("weight update"), phases.pop("generation")
+    assert sending.pop("vLLM server's weights") == 2 * shape.num_parameters
+    assert sending.pop("weights on their way") > 2 * shape.largest_parameter
+    assert sending.items() <= phases["forward"].items()
     assert plan.servers is not None and plan.servers.count == machine.count
     assert writing.pop("vLLM server") == int(0.3 * machine.memory_bytes)
     assert writing.items() <= phases["forward"].items()  # the trainer keeps its state

@@ -143,6 +143,16 @@ def test_a_row_of_an_abandoned_generation_is_not_taken_for_the_next() -> None:
     inbox.close()
 
 
+def test_a_follower_that_cannot_write_ends_the_conductors_generation_in_its_words() -> None:
+    inbox, outbox = _pair()
+    inbox.begin()
+    outbox.report("rank 1: the server is gone")
+    with pytest.raises(UserError, match=r"^rank 1: the server is gone$"):
+        inbox.take(5.0)
+    outbox.close()
+    inbox.close()
+
+
 def test_a_word_to_stop_ends_its_own_generation_only() -> None:
     inbox, outbox = _pair()
     number = inbox.begin()

@@ -94,23 +94,25 @@ def test_when_the_server_of_one_rank_does_not_start_no_rank_goes_on(tmp_path: Pa
     assert (tmp_path / "1").read_text() == "ServerError: out of memory, then close"
 
 
-def test_a_follower_tells_of_its_lost_server_in_a_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", [("sync", (3,)), ("generate", (1, [], None))])
+def test_a_follower_whose_server_is_lost_says_so_and_saves_its_part(
+    command: tuple[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lost(version: int, check_stop: Callable[[], None]) -> None:
+    def lost(*_: Any) -> None:
         raise ServerError("the server is gone")
 
-    said = iter([("build", (None, None)), ("sync", (3,))])
+    said = iter([("build", (None, None)), command, ("save", ("folder",)), ("end", ())])
     channel = SimpleNamespace(receive=lambda: next(said), gather=lambda _: [])
-    monkeypatch.setattr(follower, "Channel", lambda _: channel)
-    monkeypatch.setattr(follower, "Outbox", lambda _: None)
-    monkeypatch.setattr(follower.signal, "signal", lambda *_: None)
     log: list[str] = []
-    rollouts = SimpleNamespace(sync=lost, close=lambda: log.append("close"))
-    built = SimpleNamespace(slots=None, rollouts=rollouts)
-    assert follower.follow(World(1, 2, 1), lambda *_: built) == 2  # type: ignore[arg-type, return-value]
-    assert capsys.readouterr().err == "error: rank 1: the server is gone\n"
-    assert log == ["close"]
+    outbox = SimpleNamespace(report=log.append, close=lambda: None)
+    monkeypatch.setattr(follower, "Channel", lambda _: channel)
+    monkeypatch.setattr(follower, "Outbox", lambda _: outbox)
+    monkeypatch.setattr(follower.signal, "signal", lambda *_: None)
+    rollouts = SimpleNamespace(sync=lost, generate=lost, close=lambda: log.append("close"))
+    slots = SimpleNamespace(save=lambda folder: log.append(f"save {folder}"))
+    built = SimpleNamespace(slots=slots, rollouts=rollouts)
+    assert follower.follow(World(1, 2, 1), lambda *_: built) == 0  # type: ignore[arg-type, return-value]
+    assert log == ["rank 1: the server is gone", "save folder", "close"]
 
 
 def _rank(rank: int, folder: str) -> None:

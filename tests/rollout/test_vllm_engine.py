@@ -16,10 +16,13 @@ import torch
 
 from polaris_fast.config import Config
 from polaris_fast.rollout import Completion, RolloutRequest, SamplingParams
+from polaris_fast.rollout.vllm import engine as engine_module
 from polaris_fast.rollout.vllm import fleet as fleet_module
+from polaris_fast.rollout.vllm.client import VLLMClient
 from polaris_fast.rollout.vllm.engine import VLLMEngine
 from polaris_fast.rollout.vllm.errors import ServerError
 from polaris_fast.rollout.vllm.fleet import Fleet
+from polaris_fast.rollout.vllm.routing import Router
 from polaris_fast.rollout.vllm.sync import WeightSync
 from polaris_fast.types import VersionSpan
 
@@ -50,6 +53,7 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
     monkeypatch.setattr("polaris_fast.rollout.vllm.engine.pause_before_retry", at_once)
+    monkeypatch.setattr("polaris_fast.rollout.vllm.client._REPEAT_WAITS_S", (0.0, 0.0))
 
 
 def engine_config(servers: list[VLLMDouble], max_batch_size: int = 4, **vllm: Any) -> Config:
@@ -262,6 +266,31 @@ def test_a_row_that_the_server_aborts_is_asked_for_again() -> None:
         assert write(engine, [(1,)])[0].completion_ids == [0, 0, 0]
 
 
+def test_a_server_that_returns_while_a_batch_begins_writes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The training thread brings it back just when the writing thread looks who is present."""
+
+    class Returning(Router[VLLMClient]):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            returned, engine._lost = engine._lost, set()
+            for router in engine._routers:
+                engine.fleet.call(router.restore(returned))
+
+    monkeypatch.setattr(engine_module, "Router", Returning)
+    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, _):
+        engine._lost = set(engine.fleet.clients)
+        deadline = time.monotonic() + 10
+
+        def stop(missing: int) -> None:
+            assert time.monotonic() < deadline, "its server is back, and nobody told it"
+
+        rows: dict[int, Completion] = {}
+        engine.generate([RolloutRequest((1,), seed=0)], PARAMS, rows.__setitem__, stop)
+        assert sorted(rows) == [0]
+
+
 def test_another_program_on_the_port_is_named() -> None:
     with engine_over(probe_then(lambda n, body: {"hello": "world"})) as (engine, _):
         with pytest.raises(ServerError, match=r"a form this version does not know.*vLLM 0\.32"):
@@ -273,6 +302,14 @@ def test_servers_must_agree_on_their_logprobs() -> None:
     with pytest.raises(ServerError, match="differ in --logprobs-mode"):
         with engine_over(raw, processed):
             pass
+
+
+def test_a_server_that_another_run_left_paused_is_refused_before_it_is_asked_for_a_row() -> None:
+    with doubles(lambda n, body: pytest.fail("asked")) as servers:
+        servers[0].is_paused = True
+        with Fleet(engine_config(servers), "", log_dir=Path(), backend="gloo") as fleet:
+            with pytest.raises(ServerError, match=rf"{servers[0].url} is paused: .*restart it"):
+                fleet.wait_ready(lambda: None)
 
 
 def test_a_server_that_does_not_come_up_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,6 +376,72 @@ def test_a_server_on_the_trainers_gpu_sleeps_whenever_the_trainer_trains() -> No
         assert servers[0].posted[9:] == ["/sleep?level=2"]
         write(engine, [(1,)])  # once more in one step: the same weights again
         assert servers[0].posted[10:] == [*woken, "/sleep?level=2"]
+
+
+def test_a_server_that_does_not_sleep_is_brought_back_for_its_next_use() -> None:
+    """Its rows are there already, so nothing has failed."""
+    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
+        engine._sleeps = True
+        servers[0].drops["/sleep"] = 3
+        assert sorted(write(engine, [(1,), (2,)])) == [0, 1]
+        assert not engine.fleet.asleep
+        engine.sync(1, lambda: None)  # the same weights: it has none any more
+        assert sent_by(engine) == [("1", False), ("1", False)] and engine.num_revivals == 1
+        assert sorted(write(engine, [(1,)])) == [0]
+
+
+def test_a_control_request_whose_connection_breaks_is_made_again() -> None:
+    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
+        engine._sync = OverHTTP(engine.fleet, engine_config(servers), servers)
+        servers[0].drops |= {"/pause": 2, "/resume": 1}
+        engine.sync(2, lambda: None)
+        pauses = ["/pause?mode=abort"] * 3
+        assert servers[0].posted == ["connect", *pauses, "send", "/resume", "/resume"]
+
+
+def test_no_request_takes_a_connection_that_a_server_may_be_closing() -> None:
+    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
+        engine.fleet.post("/start_weight_update", 5)
+        engine.fleet.post("/finish_weight_update", 5)
+        assert len(set(servers[0].peers)) == 2
+
+
+class Started(Noted):
+    """Sends nothing, but asks the servers to start."""
+
+    def __init__(self, servers: list[VLLMDouble], fleet: Fleet) -> None:
+        super().__init__(servers)
+        self.fleet = fleet
+
+    def send(self) -> None:
+        self.fleet.post("/start_weight_update", 5)
+
+
+def test_an_update_whose_connection_breaks_is_begun_once_again() -> None:
+    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
+        sync = engine._sync = OverHTTP(engine.fleet, engine_config(servers), servers)
+        sync.transfer = Started(servers, engine.fleet)
+        servers[0].drops["/start_weight_update"] = 1
+        engine.sync(2, lambda: None)
+        tried = ["connect", "/pause?mode=abort", "/start_weight_update"]
+        # vLLM refuses to start an update while one is open
+        again = ["disconnect", "/finish_weight_update", *tried]
+        assert servers[0].posted == [*tried, *again, "/resume"]
+        servers[0].drops["/start_weight_update"] = 2
+        with pytest.raises(ServerError, match="/start_weight_update: ServerDisconnected"):
+            engine.sync(3, lambda: None)
+        assert engine.num_revivals == 0
+
+
+def test_a_sleeping_server_is_woken_wholly_when_its_update_is_begun_again() -> None:
+    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
+        sync = engine._sync = OverHTTP(engine.fleet, engine_config(servers), servers)
+        sync.transfer = Started(servers, engine.fleet)
+        engine.fleet.sleep()
+        servers[0].drops["/start_weight_update"] = 1
+        engine.sync(2, lambda: None)
+        woken = ["/wake_up?tags=weights", "connect", "/start_weight_update"]
+        assert servers[0].posted[-5:] == [*woken, "/wake_up?tags=kv_cache", "/resume"]
 
 
 def test_servers_of_their_own_gpus_never_sleep() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from polaris_fast.config import Config, VLLMConfig
 from polaris_fast.rollout import RolloutRequest, SamplingParams
+from polaris_fast.rollout.vllm import launcher
 from polaris_fast.rollout.vllm.client import sampling_body
 from polaris_fast.rollout.vllm.launcher import (
     last_words,
@@ -216,6 +218,23 @@ def test_settings_that_contradict_each_other_name_the_remedy(
 ) -> None:
     with pytest.raises(ValidationError, match=words):
         Config.model_validate(settings)
+
+
+def test_the_log_of_the_run_before_can_still_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launcher, "require_vllm", lambda: None)
+    monkeypatch.setattr(launcher.subprocess, "Popen", lambda *_, **__: None)
+    log = tmp_path / "vllm-0.log"
+    for before in (None, "out of memory", "no such model"):
+        if before is not None:
+            log.write_text(before)
+        launcher.LaunchedServer(
+            configured(), "model", text_only=False, log_path=log, backend="gloo", gpus=[]
+        )
+        assert log.read_text() == ""
+        kept = tmp_path / "vllm-0.before.log"
+        assert (kept.read_text() if kept.exists() else None) == before
 
 
 def test_the_last_errors_of_a_log_speak_for_it() -> None:

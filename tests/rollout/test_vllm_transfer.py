@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from polaris_fast.model.merging import Adapted
+from polaris_fast.rollout.vllm import transfer
 from polaris_fast.rollout.vllm.errors import ServerError
 from polaris_fast.rollout.vllm.gloo_group import broadcast, join_group
 from polaris_fast.rollout.vllm.side_by_side import both, within
-from polaris_fast.rollout.vllm.transfer import ipc_buffer_bytes
+from polaris_fast.rollout.vllm.transfer import CudaTransfer, each_once, ipc_buffer_bytes, one_by_one
 from polaris_fast.types import UserError
 
 QUIET: Any = SimpleNamespace(check_alive=lambda grace_s: None, where_to_look=lambda: "see the log")
@@ -96,3 +101,64 @@ def test_the_ipc_buffer_holds_the_largest_tensor() -> None:
     embedding = SimpleNamespace(shape=(248_320, 4096), dtype=torch.bfloat16)  # of Qwen3.5-9B
     assert ipc_buffer_bytes([norm]) == 2**30
     assert ipc_buffer_bytes([norm, embedding, norm]) == 248_320 * 4096 * 2
+
+
+def adapted(seed: int) -> Adapted:
+    generator = torch.Generator().manual_seed(seed)
+    base, A, B = (torch.randn(shape, generator=generator) for shape in [(6, 5), (2, 5), (6, 2)])
+    return Adapted(base.bfloat16(), A, B, 0.5)
+
+
+def test_adapters_are_merged_one_tensor_at_a_time() -> None:
+    state = {f"layer{n}": adapted(n) for n in range(3)}
+    alive: list[weakref.ref[torch.Tensor]] = []
+    for _, merged in one_by_one(each_once(state)):
+        gc.collect()
+        assert not any(ref() is not None for ref in alive)
+        alive.append(weakref.ref(merged))
+        del merged
+    assert len(alive) == 3
+
+
+def test_a_weight_and_its_adapter_are_summed_in_fp32() -> None:
+    w = adapted(0)
+    ((_, merged),) = one_by_one([("w", w)])
+    assert torch.equal(merged, (w.base.float() + 0.5 * (w.B @ w.A)).bfloat16())
+
+
+def test_vllm_reads_the_weights_when_all_that_wrote_them_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its streams wait for no other."""
+    calls: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", calls.append)
+    device, control = torch.device("cuda", 1), SimpleNamespace(fleet=None)
+    sender = CudaTransfer("nccl", control, dict, device)  # type: ignore[arg-type]
+    sender._engine = SimpleNamespace(send_weights=lambda: calls.append("send"))
+    sender.send()
+    assert calls == [device, "send"]
+
+
+def test_the_trainers_address_is_one_that_every_server_reaches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Probe:
+        def __enter__(self) -> Probe:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def connect(self, address: tuple[str, int]) -> None:
+            self.seen_by = address[0]
+
+        def getsockname(self) -> tuple[str, int]:
+            return f"as {self.seen_by} sees it", 0
+
+    monkeypatch.setattr(transfer.socket, "socket", lambda *_: Probe())
+    urls = ["http://127.0.0.1:8000", "http://10.0.0.2:8000", "http://localhost:8001"]
+    fleet: Any = SimpleNamespace(clients=[SimpleNamespace(base_url=url) for url in urls])
+    assert transfer._own_address(fleet) == "as 10.0.0.2 sees it"
+    fleet.clients = fleet.clients[:1]
+    assert transfer._own_address(fleet) == "as 127.0.0.1 sees it"

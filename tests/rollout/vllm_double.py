@@ -23,11 +23,15 @@ class VLLMDouble:
         self.dropped = 0  # requests whose client went away
         self.is_up, self._looks_left = True, None
         self.posted: list[str] = []  # other routes with what follows the `?`, in order
+        self.is_paused = False
+        self.drops: dict[str, int] = {}  # routes whose next so many connections break
+        self.peers: list[Any] = []  # the client's end of each request's connection
 
     async def serve(self) -> None:
         app = web.Application()
         app.router.add_post("/inference/v1/generate", self._generate)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/is_paused", self._is_paused)
         app.router.add_post("/{route}", self._post)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -49,7 +53,15 @@ class VLLMDouble:
 
     async def _post(self, request: web.Request) -> web.Response:
         self.posted.append(request.path_qs)
+        assert request.transport is not None
+        self.peers.append(request.transport.get_extra_info("peername"))
+        if self.drops.get(request.path, 0) > 0:
+            self.drops[request.path] -= 1
+            request.transport.abort()
         return web.json_response({})
+
+    async def _is_paused(self, _: web.Request) -> web.Response:
+        return web.json_response({"is_paused": self.is_paused})
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -132,6 +132,26 @@ def test_rows_in_flight_go_on_with_the_new_weights(serving: Serving) -> None:
         assert (told - by_old)[after.start :].abs().max() > 0.1
 
 
+def test_an_update_that_broke_off_is_begun_again(serving: Serving) -> None:
+    """What the engine does when a connection breaks after vLLM has started an update."""
+    fleet, sync = serving.engine.fleet, serving.engine._sync
+    (client,) = fleet.clients
+    sync.end_update()  # none is open: no harm
+    fleet.post("/pause?mode=abort", 30)
+    fleet.post("/start_weight_update", 30)
+    assert fleet.call(client.is_paused(30))
+    with pytest.raises(ServerError, match="start_weight_update"):  # vLLM opens no second one
+        fleet.post("/start_weight_update", 30)
+    sync.forget_connections()
+    sync.end_update()
+    serving.disturb(seed=13)
+    serving.sync()
+    assert not fleet.call(client.is_paused(30))
+    row = serving.write([[5, 6, 7]], SamplingParams(max_completion_length=16))[0]
+    expected = serving.logps([5, 6, 7], row.completion_ids).tolist()
+    assert row.rollout_logps == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     save_tiny(tmp_path / "model")
     config = vllm_config(extra_args=["--no-such-flag"])

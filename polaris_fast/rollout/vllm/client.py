@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
 from ..base import SamplingParams
-from .errors import ServerError, Unreachable
+from .errors import Dropped, ServerError, Unreachable
 
 _MAX_DETAIL_CHARS = 400
+_REPEAT_WAITS_S = (0.2, 1.0)  # before a request whose connection broke is made again
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class VLLMClient:
         """The JSON of the answer, None when it has none.
 
         Raises:
-            Unreachable: no answer within `timeout_s`, no connection, or a status of 5xx.
+            Unreachable: no answer within `timeout_s`, no connection, one that broke (Dropped), or a
+                status of 5xx.
             ServerError: any other status than 2xx, in the server's words.
         """
         limit = aiohttp.ClientTimeout(total=timeout_s)
@@ -70,18 +73,35 @@ class VLLMClient:
                 status = response.status
         except TimeoutError:
             raise Unreachable(f"{path}: no answer within {timeout_s:g} s") from None
+        except aiohttp.ClientConnectorError as error:
+            raise Unreachable(f"{path}: {type(error).__name__} {error}") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable(f"{path}: {type(error).__name__} {error}".strip()) from None
+            raise Dropped(f"{path}: {type(error).__name__} {error}".strip()) from None
         if status >= 500:
             raise Unreachable(f"{path}: HTTP {status} {_words(raw)}".strip())
         if not 200 <= status < 300:
             raise ServerError(f"rollout.vllm: {self.base_url}{path}: HTTP {status} {_words(raw)}")
         return json.loads(raw) if raw else None
 
+    async def repeat(
+        self, method: str, path: str, timeout_s: float, body: dict[str, Any] | None = None
+    ) -> Any:
+        """`request`, made again when its connection breaks: for what may be done twice."""
+        for wait_s in _REPEAT_WAITS_S:
+            with suppress(Dropped):
+                return await self.request(method, path, timeout_s, body)
+            await asyncio.sleep(wait_s)
+        return await self.request(method, path, timeout_s, body)
+
+    async def is_paused(self, timeout_s: float) -> bool:
+        """Whether it draws nothing until it is told to `/resume`."""
+        answer = await self.repeat("GET", "/is_paused", timeout_s)
+        return bool(answer["is_paused"])
+
     async def is_healthy(self, timeout_s: float = 5.0) -> bool:
         """Whether it answers, and its engine runs."""
         try:
-            await self.request("GET", "/health", timeout_s)
+            await self.repeat("GET", "/health", timeout_s)
         except (Unreachable, ServerError):
             return False
         return True

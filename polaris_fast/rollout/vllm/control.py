@@ -20,9 +20,7 @@ class Control:
     def sizes(self) -> list[int]:
         """Workers of each server."""
         if self._sizes is None:
-            asked = [
-                c.request("GET", "/get_world_size", self.timeout_s) for c in self.fleet.clients
-            ]
+            asked = [c.repeat("GET", "/get_world_size", self.timeout_s) for c in self.fleet.clients]
             self._sizes = [int(answer["world_size"]) for answer in self.fleet.on_all(asked)]
         return self._sizes
 

@@ -11,8 +11,9 @@ brought back, with the weights, by the training thread: no other may read them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -22,11 +23,14 @@ from ...types import FinishReason, VersionSpan
 from ..base import Completion, RolloutRequest, SamplingParams
 from .arrivals import Finished, deliver
 from .client import Answer, VLLMClient
-from .errors import ServerError, Unreachable
+from .errors import Dropped, ServerError, Unreachable
 from .fleet import Fleet
 from .logprobs import name_logps
 from .routing import Router, by_prompt
 from .sync import WeightSync
+from .transfer import Weights
+
+log = logging.getLogger(__name__)
 
 
 class VLLMEngine:
@@ -84,9 +88,11 @@ class VLLMEngine:
         """
         if self.fleet.asleep:
             self._send(self.version, lambda: None)
-        present = [client for client in self.fleet.clients if client not in self._lost]
-        router = Router(present, self.capacity)
+        # Known to `_send` before it is filled: it hears of a server that returns meanwhile.
+        router: Router[VLLMClient] = Router((), self.capacity)
         self._routers.add(router)
+        present = [client for client in self.fleet.clients if client not in self._lost]
+        self.fleet.call(router.restore(present))
 
         def look(missing: int) -> None:
             if on_token is not None:
@@ -100,23 +106,38 @@ class VLLMEngine:
         finally:
             self._routers.discard(router)
         if self._sleeps:
+            self._to_sleep()
+
+    def _to_sleep(self) -> None:
+        """The rows are there: servers that do not sleep are ended, and lost until the next use."""
+        try:
             self.fleet.sleep()
+        except ServerError as error:
+            log.warning("%s; the server is ended, for the trainer needs its memory", error)
+            self.fleet.stop_launched()
+            self._lost.update(self.fleet.clients)
 
     def _send(self, label: str, check_stop: Callable[[], None]) -> None:
         """All servers hold the present weights under this label, whoever is lost meanwhile."""
         if label not in self._labels:
             self._labels.append(label)
+        is_second_try = False
         while True:
             revived = self._revive(check_stop)
             try:
                 self._sync.send(label, keep_rows=bool(self._routers))
                 break
-            except ServerError:
+            except ServerError as error:
                 silent = self.fleet.silent()
-                if not silent:
+                if silent:
+                    # The others hold half an update; launched ones can begin anew.
+                    self._lost.update(self.fleet.clients if self.fleet.launched else silent)
+                elif isinstance(error.__cause__, Dropped) and not is_second_try:
+                    is_second_try = True
+                    log.warning("%s; the update is begun again", error)
+                    self._sync.end_update()
+                else:
                     raise
-                # The others hold half an update; launched ones can begin anew.
-                self._lost.update(self.fleet.clients if self.fleet.launched else silent)
         self.version = label
         self._lost -= revived
         for router in list(self._routers) if revived else []:
@@ -249,7 +270,7 @@ async def pause_before_retry(attempt: int) -> None:
 def open_vllm(
     config: Config,
     fleet: Fleet,
-    weights: Callable[[], Mapping[str, torch.Tensor]],
+    weights: Weights,
     device: torch.device,
 ) -> VLLMEngine:
     """The engine over a fleet that is sent `weights()`: a checkpoint's names, whole tensors."""

@@ -11,3 +11,7 @@ class ServerError(UserError):
 
 class Unreachable(Exception):
     """No answer, a broken connection or a status of 5xx: another try, or server, may do."""
+
+
+class Dropped(Unreachable):
+    """The connection broke before the answer: nobody knows whether the server did as asked."""

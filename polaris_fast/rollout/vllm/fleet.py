@@ -102,10 +102,12 @@ class Fleet:
         """Return when every server answers; `check_stop` is called meanwhile and may raise.
 
         Raises:
-            ServerError: a launched server ended, one did not answer in `start_timeout_s`, or the
-                servers report different kinds of log-probs.
+            ServerError: a launched server ended, one did not answer in `start_timeout_s`, a given
+                one is paused, or the servers report different kinds of log-probs.
         """
         self._await_health(self.clients, check_stop)
+        if not self.launched:
+            self._refuse_paused()
         modes = self.on_all(
             [c.processes_logprobs(self.settings.sync_timeout_s) for c in self.clients]
         )
@@ -116,10 +118,27 @@ class Fleet:
         self.processed_logprobs = modes[0]
         self.is_ready = True
 
+    def _refuse_paused(self) -> None:
+        """A paused server would answer no row, and the weights it has may be half another run's."""
+        limit = self.settings.sync_timeout_s
+        paused = self.on_all([client.is_paused(limit) for client in self.clients])
+        names = [c.base_url for c, is_so in zip(self.clients, paused, strict=True) if is_so]
+        if names:
+            raise ServerError(
+                f"rollout.vllm.base_urls: {', '.join(names)} is paused: another run left it in the "
+                "middle of an update, or updates it now; restart it, or give this run servers of "
+                "its own"
+            )
+
     def sleep(self) -> None:
         """The servers give their memory back until the next update."""
-        self.post(f"/sleep?level={_SLEEP_LEVEL}", self.settings.sync_timeout_s)
+        self.repeat(f"/sleep?level={_SLEEP_LEVEL}", self.settings.sync_timeout_s)
         self.asleep = True
+
+    def stop_launched(self) -> None:
+        """End the launched servers, which give their memory back; `revive` starts them again."""
+        for server in self.launched:
+            server.stop()
 
     def revive(self, lost: Sequence[VLLMClient], check_stop: Callable[[], None]) -> None:
         """Start launched servers again and wait for them, as for given ones that went away.
@@ -204,6 +223,10 @@ class Fleet:
             ]
         )
 
+    def repeat(self, path: str, timeout_s: float) -> None:
+        """`post`, made again where a connection breaks: for what may be done twice."""
+        self.on_all([client.repeat("POST", path, timeout_s) for client in self.clients])
+
     def where_to_look(self) -> str:
         """Where a person finds out more about a server that fails."""
         if self.launched:
@@ -216,6 +239,7 @@ async def _all_healthy(clients: Sequence[VLLMClient]) -> list[bool]:
 
 
 async def _open_session() -> aiohttp.ClientSession:
-    # Every row is a request of its own, open until its last token: no limit on connections.
-    connector = aiohttp.TCPConnector(limit=0)
+    # Every row is a request of its own, open until its last token: no limit on connections. Each is
+    # new: a server closes an idle one (vLLM after 5 s) just when the next request may take it.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))

@@ -47,7 +47,7 @@ class LaunchedServer:
         Args:
             model_path: folder or hub id whose architecture and first weights it takes.
             text_only: of a model with vision, serve the text model alone.
-            log_path: file for its output, made anew.
+            log_path: file for its output, made anew; that of a run before goes to `X.before.log`.
             backend: weight transfer: gloo, nccl or ipc.
             gpus: devices it may see, as in CUDA_VISIBLE_DEVICES; empty: all, or a CPU build.
 
@@ -63,7 +63,8 @@ class LaunchedServer:
             *server_arguments(config, model_path, port, backend, text_only=text_only),
         ]
         self._environment = own_environment() | server_environment(config, backend, gpus)
-        log_path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # the last error may have told a person to read it
+            log_path.replace(log_path.with_suffix(".before.log"))
         self._process = self._start()
 
     def restart(self) -> None:

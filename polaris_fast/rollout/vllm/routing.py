@@ -51,9 +51,9 @@ class Router(Generic[Server]):
             self._changed.notify_all()
 
     async def restore(self, servers: Iterable[Server]) -> None:
-        """These are back, and write nothing yet."""
+        """These are back; those that were not lost here keep their rows."""
         async with self._changed:
-            self.in_flight |= {server: 0 for server in servers}
+            self.in_flight = {server: 0 for server in servers} | self.in_flight
             self._changed.notify_all()
 
     def _free(self) -> Server | None:

@@ -31,10 +31,13 @@ have in a checkpoint, adapters merged; vLLM maps, stacks and shards them itself.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 
 from ...config import Config
 from .control import Control
+from .errors import ServerError, Unreachable
 from .fleet import Fleet
 from .side_by_side import within
 from .transfer import CudaTransfer, GlooTransfer, Transfer, Weights
@@ -48,7 +51,8 @@ class WeightSync:
     ) -> None:
         """
         Args:
-            weights: gives the present weights as a checkpoint would hold them, whole.
+            weights: gives the present weights as a checkpoint would hold them; adapters are merged
+                tensor by tensor on their way.
             device: where they are.
         """
         self.fleet, self.timeout_s = fleet, config.rollout.vllm.sync_timeout_s
@@ -76,31 +80,45 @@ class WeightSync:
         try:
             within(self.timeout_s, lambda: self._send(keep_rows), self.fleet)
         except BaseException:
-            self.forget_connections()
+            self._disconnect()
             raise
 
     def forget_connections(self) -> None:
         """A server was started anew: the next `send` meets all of them again, awake."""
-        self.transfer.disconnect()
-        self._connected = self.fleet.asleep = False
+        self._disconnect()
+        self.fleet.asleep = False
+
+    def end_update(self) -> None:
+        """Close an update that broke off, so that the next `send` may start one; rows still wait.
+
+        vLLM refuses to start a second one, and to finish one that was not started.
+        """
+        path, body = "/finish_weight_update", {"weight_version": None}
+        for client in self.fleet.clients:
+            with suppress(ServerError, Unreachable):
+                self.fleet.call(client.request("POST", path, self.timeout_s, body))
 
     def give_back_cache(self) -> None:
         """A server on the trainer's GPU may have what the trainer's allocator holds unused."""
         if self.shares_gpu:
             torch.cuda.empty_cache()  # does nothing in a process that uses no GPU
 
+    def _disconnect(self) -> None:
+        self.transfer.disconnect()
+        self._connected = False
+
     def _send(self, keep_rows: bool) -> None:
         self.give_back_cache()
         if self.fleet.asleep:
-            self.fleet.post("/wake_up?tags=weights", self.timeout_s)
+            self.fleet.repeat("/wake_up?tags=weights", self.timeout_s)
         if not self._connected:
             self.transfer.connect()
             self._connected = True
         if not self.fleet.asleep:  # a sleeping server is paused
-            self.fleet.post(f"/pause?mode={'keep' if keep_rows else 'abort'}", self.timeout_s)
+            self.fleet.repeat(f"/pause?mode={'keep' if keep_rows else 'abort'}", self.timeout_s)
         self.transfer.send()
         self.give_back_cache()
         if self.fleet.asleep:
-            self.fleet.post("/wake_up?tags=kv_cache", self.timeout_s)
+            self.fleet.repeat("/wake_up?tags=kv_cache", self.timeout_s)
             self.fleet.asleep = False
-        self.fleet.post("/resume", self.timeout_s)
+        self.fleet.repeat("/resume", self.timeout_s)

@@ -6,16 +6,17 @@ import math
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import torch
 
+from ...model.merging import Adapted, Weight, base_of, whole
 from .control import Control
 from .fleet import Fleet
 from .gloo_group import broadcast, join_group
 from .side_by_side import both
 
-Weights = Callable[[], Mapping[str, torch.Tensor]]
+Weights = Callable[[], Mapping[str, Weight]]  # the same names, types and shapes at each call
 
 _LEAST_BUFFER_BYTES = 2**30  # that `ipc` stages at a time, as vLLM's own default
 
@@ -75,12 +76,12 @@ class GlooTransfer:
         self.control.start_weight_update()
         update = {
             "names": [name for name, _ in weights],
-            "dtype_names": [str(w.dtype).removeprefix("torch.") for _, w in weights],
-            "shapes": [list(w.shape) for _, w in weights],
+            "dtype_names": [str(base_of(w).dtype).removeprefix("torch.") for _, w in weights],
+            "shapes": [list(base_of(w).shape) for _, w in weights],
         }
 
         def send_all() -> None:
-            for _, weight in weights:
+            for _, weight in one_by_one(weights):
                 broadcast(self._group, weight.cpu().contiguous())
 
         both(lambda: self.control.update_weights(update), send_all, self.control.fleet)
@@ -98,14 +99,15 @@ class CudaTransfer:
         from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
         weights = self.weights
-        declared = [ParamMeta(n, w.dtype, tuple(w.shape)) for n, w in each_once(weights())]
+        bases = [(name, base_of(weight)) for name, weight in each_once(weights())]
+        declared = [ParamMeta(name, base.dtype, tuple(base.shape)) for name, base in bases]
 
         class Source(WeightSource):
             def metadata(self) -> list[Any]:
                 return declared
 
             def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-                return iter(each_once(weights()))
+                return one_by_one(each_once(weights()))
 
         with torch.cuda.device(self.device):
             self._engine = self._trainer_init(Source())
@@ -119,7 +121,13 @@ class CudaTransfer:
 
     @torch.no_grad()
     def send(self) -> None:
+        """vLLM packs weights on streams of its own, which wait for nothing.
+
+        So what wrote them (the optimizer, a gather) must be over. What is merged on the way is made
+        on the very stream that packs it.
+        """
         with torch.cuda.device(self.device):
+            torch.cuda.synchronize(self.device)
             self._engine.send_weights()
 
     def _trainer_init(self, source: Any) -> Any:
@@ -168,20 +176,34 @@ def ipc_buffer_bytes(declared: Iterable[Declared]) -> int:
     return max([_LEAST_BUFFER_BYTES, *sizes])
 
 
-def each_once(state: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-    """(name, tensor) without the second name of tied weights, as checkpoints have them."""
-    first: dict[tuple[int, torch.Size], str] = {}
+def each_once(state: Mapping[str, Weight]) -> list[tuple[str, Weight]]:
+    """(name, weight) without the second name of tied weights, as checkpoints have them."""
+    first: dict[tuple[int, torch.Size, int], str] = {}
     for name, weight in state.items():
-        first.setdefault((weight.data_ptr(), weight.shape), name)
-    return [(name, state[name].detach()) for name in first.values()]
+        base = base_of(weight)
+        adapter = weight.A.data_ptr() if isinstance(weight, Adapted) else 0
+        first.setdefault((base.data_ptr(), base.shape, adapter), name)
+    return [(name, state[name]) for name in first.values()]
+
+
+@torch.no_grad()
+def one_by_one(weights: Iterable[tuple[str, Weight]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor), each merged when it is taken and kept by nobody here."""
+    for name, weight in weights:
+        yield name, whole(weight).detach()
 
 
 def _own_address(fleet: Fleet) -> str:
-    """This machine's address as the first server sees it."""
-    parts = urlsplit(fleet.clients[0].base_url)
+    """This machine's address as the servers see it: the others', where one is on this machine."""
+    parts = max((urlsplit(c.base_url) for c in fleet.clients), key=_is_elsewhere)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((parts.hostname or "127.0.0.1", parts.port or 80))  # sends nothing
         return str(probe.getsockname()[0])
+
+
+def _is_elsewhere(parts: SplitResult) -> bool:
+    host = parts.hostname or ""
+    return host not in ("localhost", "::1") and not host.startswith("127.")
 
 
 def _free_port() -> int:
