@@ -31,8 +31,8 @@ SIZES: dict[str, Any] = {"hidden_size": 128, "num_layers": 4, "vocab_size": 1024
 TOKEN_BUDGET = 8192
 BATCH_SIZES = (2, 4, 8, 16)
 SORTED, PRACTICE, LONGEST = "sorted by length", "sorted, as trainers do it", "to the longest"
-# Qwen3.5 is the recipe's family. In Qwen3 no layer's kernel differs, and sorted batches of 8 rows pad
-# 14 % here: packing can gain no more than that, the logits of the plain head come on top.
+# Qwen3.5 is the recipe's family. In Qwen3 no layer's kernel differs, and sorted batches of 8 rows
+# pad 14 % here: packing can gain no more than that, the logits of the plain head come on top.
 MIN_RATIO = {
     "qwen3_5": {SORTED: 1.3, PRACTICE: 1.3, LONGEST: 1.8},
     "qwen3": {SORTED: 1.0, PRACTICE: 1.1, LONGEST: 1.8},
