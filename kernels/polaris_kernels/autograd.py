@@ -92,12 +92,13 @@ class LogpsFunction(torch.autograd.Function):
             statistics = backend.statistics(problem)
             ctx.backend, ctx.wanted = backend, wanted
             ctx.device = hidden.device
-            # the tensors go through autograd: it notices in-place changes, and a sharding engine
-            # gathers the very parameter again before backward
+            # the tensors go through autograd: it notices in-place changes, of targets too, and a
+            # sharding engine gathers the very parameter again before backward
             empty = hidden.new_empty(0)
             ctx.problem = replace(problem, hidden=empty, weight=empty, bias=None)
             ctx.compute_dtype = problem.hidden.dtype
-            ctx.save_for_backward(hidden, weight, bias)
+            others = read_again(problem.targets, problem.temperature)
+            ctx.save_for_backward(hidden, weight, bias, *others)
         else:
             statistics, units = backend.unit_gradients(problem, with_gradient)
             ctx.save_for_backward(*(units[name] for name in with_gradient))
@@ -139,13 +140,21 @@ class LogpsFunction(torch.autograd.Function):
 
 def _restored(ctx: Any) -> HeadProblem:
     """The problem of forward, its tensors taken from what autograd has saved."""
-    hidden, weight, bias = ctx.saved_tensors
+    hidden, weight, bias, *_ = ctx.saved_tensors
     return replace(
         ctx.problem,
         hidden=hidden.detach().to(ctx.compute_dtype),
         weight=weight.detach().to(ctx.compute_dtype),
         bias=as_bias(bias, accumulation_dtype(ctx.compute_dtype)),
     )
+
+
+def read_again(targets: Tensor, temperature: float | Tensor) -> tuple[Tensor, ...]:
+    """What a backward reads besides hidden states, weight and bias.
+
+    Saved, it makes autograd refuse a backward after an in-place change, as it does for those.
+    """
+    return (targets, *((temperature,) if isinstance(temperature, Tensor) else ()))
 
 
 def scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:

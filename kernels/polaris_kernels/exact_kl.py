@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .autograd import scaled
+from .autograd import read_again, scaled
 from .backends.base import Wanted
 from .kl_pass import Head, HeadPair, check_reference, kl_pass
 from .metrics import Metrics
@@ -189,7 +189,8 @@ class _KLFunction(torch.autograd.Function):
             ctx.save_for_backward(made.hidden)
             return kl
         # the tensors go through autograd, which notices in-place changes
-        ctx.save_for_backward(hidden, weight, bias)
+        others = (pair.reference.hidden, *read_again(policy.targets, policy.temperature)[1:])
+        ctx.save_for_backward(hidden, weight, bias, *others)
         empty = hidden.new_empty(0)
         ctx.pair = pair._replace(policy=replace(policy, hidden=empty, weight=empty, bias=None))
         ctx.compute = policy.hidden.dtype
@@ -201,7 +202,7 @@ class _KLFunction(torch.autograd.Function):
         if ctx.keeps_unit:
             (unit,) = ctx.saved_tensors
             return None, None, (unit * grad.unsqueeze(1)).to(ctx.dtypes[0]), None, None
-        hidden, weight, bias = ctx.saved_tensors
+        hidden, weight, bias, *_ = ctx.saved_tensors
         acc = accumulation_dtype(ctx.compute)
         policy = replace(
             ctx.pair.policy,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .autograd import LOGP_OUTPUTS
+from .autograd import LOGP_OUTPUTS, read_again
 from .backends import get_backend
 from .backends.base import Statistics
 from .backends.logits_pass import LogitsProblem, logits_gradient, logits_statistics
@@ -229,7 +229,7 @@ class _LogpsFunction(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.problem, ctx.outputs = problem, outputs
         ctx.rows, statistics = logits_statistics(problem, flat.detach())
-        ctx.save_for_backward(flat)
+        ctx.save_for_backward(flat, *read_again(problem.targets, problem.temperature))
         return tuple(getattr(statistics, name) for name in outputs)
 
     @staticmethod
@@ -238,7 +238,7 @@ class _LogpsFunction(torch.autograd.Function):
         if all(g is None for g in grads):
             return None, None, None
         known = TokenGradients(**({"logp": None} | dict(zip(ctx.outputs, grads, strict=True))))
-        (flat,) = ctx.saved_tensors
+        flat, *_ = ctx.saved_tensors
         return None, None, logits_gradient(ctx.problem, flat.detach(), ctx.rows, known)
 
 
@@ -249,13 +249,14 @@ class _LossFunction(torch.autograd.Function):
         ctx.rows, statistics, ctx.known = call.run()
         loss, found["metrics"] = call.objective.finish(statistics.logp, statistics.entropy)
         found["statistics"] = statistics
-        ctx.save_for_backward(flat)
+        problem = call.problem
+        ctx.save_for_backward(flat, *read_again(problem.targets, problem.temperature))
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        (flat,) = ctx.saved_tensors
+        flat, *_ = ctx.saved_tensors
         scaled = scale_gradients(ctx.known, grad_loss)
         return None, None, logits_gradient(ctx.problem, flat.detach(), ctx.rows, scaled)
 

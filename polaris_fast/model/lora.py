@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..config import LoraConfig
+from ..merging import Adapted, Weight, whole
 from ..types import UserError
-from .merging import Adapted, Weight, whole
 
 _NAME = "default"  # peft's name of a model's only adapter
 _FOLDER = "adapter"

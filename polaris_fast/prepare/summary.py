@@ -103,7 +103,7 @@ class Summary:
 
     def other_kinds(self) -> str:
         """`3 .pdf, 1 .mobi and 2 more files`; "" when every file was read."""
-        most = self.other_files.most_common(MAX_KINDS)
+        most = sorted(self.other_files.items(), key=lambda item: (-item[1], item[0]))[:MAX_KINDS]
         rest = self.other_files.total() - sum(n for _, n in most)
         more = f" and {counted(rest, 'more file')}" if rest else ""
         return ", ".join(f"{n:,} {kind}" for kind, n in most) + more

@@ -15,6 +15,7 @@ from ..config import Config
 from ..device import choose_device
 from ..engine import Engine, ReplicatedEngine, SingleEngine
 from ..engine.optimizer import import_bitsandbytes
+from ..merging import Weight
 from ..model.carried import find_base
 from ..model.kernel_choice import Kind
 from ..model.layer_kernels import check_layer_kernels, family_of, install_layer_kernels
@@ -22,7 +23,6 @@ from ..model.load import is_multimodal, load_causal_lm, quiet_transformers, read
 from ..model.lora import Adapters, import_peft, whole_state
 from ..model.measured_kernels import Shapes, check_asked, measure_kernels, use_kernels
 from ..model.memory import install_memory_savers
-from ..model.merging import Weight
 from ..model.naming import checkpoint_names
 from ..model.parity import check_packing
 from ..rollout import RolloutEngine

@@ -12,9 +12,9 @@ import torch
 from polaris_fast.config import Config, LoraConfig
 from polaris_fast.engine import SingleEngine
 from polaris_fast.engine.policy import save_model
+from polaris_fast.merging import Adapted, base_of, whole
 from polaris_fast.model.load import load_causal_lm, prepare_model
 from polaris_fast.model.lora import Adapters, whole_state
-from polaris_fast.model.merging import Adapted, base_of, whole
 from polaris_fast.model.packed import packed_hidden_states
 from polaris_fast.model.tiny import tiny_model
 from polaris_fast.packing import pack_rows

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from polaris_fast.model.merging import Adapted
+from polaris_fast.merging import Adapted
 from polaris_fast.rollout.vllm import transfer
 from polaris_fast.rollout.vllm.errors import ServerError
 from polaris_fast.rollout.vllm.gloo_group import broadcast, join_group

@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import torch
 
-from ...model.merging import Adapted, Weight, base_of, whole
+from ...merging import Adapted, Weight, base_of, whole
 from .control import Control
 from .fleet import Fleet
 from .gloo_group import broadcast, join_group
