@@ -19,7 +19,8 @@ from polaris_fast.report import write_report
 from polaris_fast.report.attention import judge_caption, notices
 from polaris_fast.report.folder import read_run
 from polaris_fast.report.stories import pick_steps, split_text
-from polaris_fast.report.verdict import both_ends, judge_run
+from polaris_fast.report.verdict import MEASURES, both_ends, judge_run, story_values
+from polaris_fast.run_folder import forget_after
 from polaris_fast.types import UserError
 from tests.run_folder import build_run_folder
 
@@ -149,6 +150,29 @@ def test_verdict_compares_both_ends_and_held_out_prompts(run_dir: Path, page: Pa
         r"From the first 5 steps to the last 5, reward rose by 0\.\d\d, length", page.text
     )
     assert "8 prompts the model never trained on" in page.text
+
+
+def test_an_empty_story_is_in_the_length_error_as_in_the_metrics(tmp_path: Path) -> None:
+    run = build_run_folder(tmp_path / "run", steps=2)
+    result = json.loads((run / "eval-end.json").read_text())
+    result["stories"][0]["reward"]["words"] = 0
+    (run / "eval-end.json").write_text(json.dumps(result))
+    length = next(m for m in MEASURES if m.key == "length/abs_log_ratio")
+    values = story_values(result["stories"], length)
+    assert len(values) == len(result["stories"])
+    assert values[0] == pytest.approx(math.log(result["stories"][0]["target_word_count"]))
+    assert f"{len(values)} stories: mean |ln| {values.mean():.2f}" in write_report(run).read_text()
+
+
+def test_a_copy_of_an_evaluation_is_left_out_and_kept(tmp_path: Path) -> None:
+    run = build_run_folder(tmp_path / "run", steps=2)
+    for name in ("step-10", "step-10 (copy)", "step-9"):
+        shutil.copyfile(run / "eval-end.json", run / f"eval-{name}.json")
+    assert list(read_run(run).evals) == ["start", "step-9", "step-10", "end"]
+    shutil.copyfile(run / "stories" / "step-000001.jsonl", run / "stories" / "step-1 (copy).jsonl")
+    forget_after(run, 9)
+    assert sorted(p.stem for p in run.glob("eval-step*")) == ["eval-step-10 (copy)", "eval-step-9"]
+    assert (run / "stories" / "step-1 (copy).jsonl").exists()
 
 
 def test_a_change_within_noise_is_called_noise_and_a_single_step_is_not_compared() -> None:

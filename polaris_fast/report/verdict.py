@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .folder import RunFolder, column
-from .stories import log_ratio, policy_rows
+from .stories import length_error, policy_rows
 
 WINDOW = 5  # steps at either end; fewer when the run is short, so that the ends do not overlap
 
@@ -140,7 +140,7 @@ def story_values(rows: list[dict[str, Any]], measure: Measure) -> np.ndarray:
     """(n,) the measure of each story of an evaluation that has it."""
     rows = policy_rows(rows)
     if measure.key == "length/abs_log_ratio":
-        return np.array([abs(ratio) for row in rows if (ratio := log_ratio(row)) is not None])
+        return np.array([error for row in rows if (error := length_error(row)) is not None])
     part = "total" if measure.key == "reward" else "quality"
     return column([row["reward"] for row in rows], part)
 
