@@ -14,7 +14,7 @@ from .measures import LENGTH, MEASURES, QUALITY, TEXT
 from .plots import Chart, colour_of, draw_charts
 from .results import write_whole
 from .summary import Measured
-from .table import BY_BUCKET, bias_text, interval_text, value_text
+from .table import BY_BUCKET, EXTRACTED, VERBATIM, bias_text, interval_text, value_text
 
 PAGE_FILE, PLOTS = "evaluation.html", "plots"
 HEADLINES = ("quality", "abs_log_ratio", "within_20", "s_l")
@@ -51,6 +51,8 @@ def write_page(
             by_bucket=[MEASURES[key] for key in BY_BUCKET if _known(result, key)],
             groups=[("Scores", QUALITY), ("Length", LENGTH), ("Text", TEXT)],
             bias=bias_text,
+            extracted=EXTRACTED,
+            verbatim=VERBATIM,
             known=lambda key: _known(result, key),
             pairs=_pick_stories(result, measured),
             gains=[line for key in HEADLINES if (line := _sentence(result, key))],

@@ -15,6 +15,8 @@ from .measures import LENGTH, MEASURES, QUALITY, TEXT, Measure
 
 BY_BUCKET = ("quality", "length_ratio", "abs_log_ratio", "within_20", "s_l", "s")
 NOTHING = "-"
+EXTRACTED = Measure("extracted", "Extracted", -1, 0, True)
+VERBATIM = Measure("verbatim_share", "Verbatim n-grams", -1, 1, True)
 
 
 def print_result(result: dict[str, Any], console: Console) -> None:
@@ -122,15 +124,15 @@ def bias_text(pairwise: dict[str, Any]) -> str:
 
 def memory_table(memorisation: dict[str, Any]) -> RenderableType:
     """The prefix attack, a row a model."""
-    table = _table("Memorisation: greedy continuations of training stories")
+    table = _table("Memorisation: greedy continuations of training stories (95 %)")
     for name in ("model", "stories", "extracted", "n-grams", "longest", "mean", "exact"):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
     for name, found in memorisation.items():
         table.add_row(
             name,
             str(found["stories"]),
-            f"{100 * found['extracted']:.0f} %",
-            f"{100 * found['verbatim_share']:.1f} %",
+            _two_lines(interval_text(found["intervals"]["extracted"], EXTRACTED)),
+            _two_lines(interval_text(found["intervals"]["verbatim_share"], VERBATIM)),
             str(found["longest_max"]),
             f"{found['longest_mean']:.1f}",
             f"{found['exact_mean']:.1f}",
