@@ -12,6 +12,7 @@ import pytest
 import polaris_fast
 from polaris_fast.cli import main
 from polaris_fast.evaluate import command, writing
+from polaris_fast.evaluate.lock import sole_writer
 from polaris_fast.stopping import StopRequested
 
 from .judge_double import judge_double
@@ -183,6 +184,13 @@ def test_a_dry_run_writes_nothing(tiny_models, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
     err = capsys.readouterr().err
     assert "12 stories" in err and "local heuristic judge: at most 24 calls" in err
+
+
+def test_a_second_evaluation_in_one_folder_is_refused(tiny_models, tmp_path, capsys):
+    with sole_writer(tmp_path):
+        assert evaluate(tiny_models[:1], tmp_path, "--no-judge") == 2
+        assert "another evaluation is writing to" in capsys.readouterr().err
+        assert evaluate(tiny_models[:1], tmp_path, "--no-judge", "--dry-run") == 0
 
 
 @pytest.mark.parametrize(
