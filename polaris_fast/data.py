@@ -89,8 +89,8 @@ def split_records(
     if config.eval_path is not None:
         unfiltered = {"path": config.eval_path, "min_target_words": None, "max_target_words": None}
         held_out = load_records(config.model_copy(update=unfiltered))
-        seen = {_content_of(r) for r in held_out}
-        train = [r for r in records if _content_of(r) not in seen]
+        seen = {content_of(r) for r in held_out}
+        train = [r for r in records if content_of(r) not in seen]
         if not train:
             raise UserError(
                 f"data.eval_path: {config.eval_path} holds every training record; give other "
@@ -105,7 +105,7 @@ def split_records(
     return [r for r in records if r.uid not in held], [r for r in records if r.uid in held]
 
 
-def _content_of(record: StoryRecord) -> tuple[str, str]:
+def content_of(record: StoryRecord) -> tuple[str, str]:
     """(prompt, story), one of them empty: two records that agree in it are one."""
     story = " ".join((record.story or "").split())
     return ("", story) if story else (record.prompt, "")

@@ -34,7 +34,8 @@ def compose_reward(scored: Scored, story: str, target: int, config: RewardConfig
             say that the story speaks to its judge.
         story: the text after the thinking.
         target: words asked for, at least 1.
-        config: weights and thresholds; its defaults are the paper's.
+        config: weights and thresholds; its defaults are the paper's but for `injection_penalty`,
+            which is ours and 0 in the preset `polaris_9b`.
 
     Raises:
         ValueError: quality is not finite or target is below 1.

@@ -138,7 +138,8 @@ def forget_after(run_dir: Path, step: int) -> list[str]:
     drop_stories_after(run_dir, step)
     (run_dir / "eval-end.json").unlink(missing_ok=True)
     for evaluation in run_dir.glob("eval-step-*.json"):
-        if int(evaluation.stem.rpartition("-")[2]) > step:
+        number = evaluation.stem.removeprefix("eval-step-")  # no number: a person's copy
+        if number.isdecimal() and int(number) > step:
             evaluation.unlink()
     forget_best_after(run_dir, step)
     later = [p for p in list_checkpoints(run_dir) if int(p.name.rpartition("-")[2]) > step]

@@ -53,5 +53,6 @@ def write_stories(run_dir: Path, step: int, rows: Iterable[Row]) -> None:
 def drop_stories_after(run_dir: Path, step: int) -> None:
     """Forget the texts of steps that a resumed run will do again."""
     for path in (run_dir / "stories").glob("step-*.jsonl"):
-        if int(path.stem.removeprefix("step-")) > step:
+        number = path.stem.removeprefix("step-")  # no number: a person's copy
+        if number.isdecimal() and int(number) > step:
             path.unlink()

@@ -144,6 +144,10 @@ def test_the_faithful_preset_holds_the_papers_settings() -> None:
     reward = config.reward
     assert (reward.repetition_weight, reward.length_weight, reward.blank_weight) == (1.5, 0.8, 1.0)
     assert (reward.word_counter, reward.min_reward, reward.max_reward) == ("word_chars", -2.0, 2.0)
+    # the paper's reward has no term for stories that speak to the judge; our presets have
+    assert (config.judge.scans(), reward.injection_penalty) == (False, 0.0)
+    for ours in ("polaris_9b_12k", "polaris_9b_lora_1gpu"):
+        assert load_config(ours).judge.scans() and load_config(ours).reward.injection_penalty > 0
 
 
 def test_trackers_are_given_as_one_name_none_or_a_list() -> None:

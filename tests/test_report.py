@@ -18,8 +18,10 @@ import pytest
 from polaris_fast.report import write_report
 from polaris_fast.report.attention import judge_caption, notices
 from polaris_fast.report.folder import read_run
-from polaris_fast.report.stories import pick_steps, split_text
+from polaris_fast.report.prompts import prompt_values, two_standard_errors
+from polaris_fast.report.stories import length_error, pick_steps, split_text
 from polaris_fast.report.verdict import both_ends, judge_run
+from polaris_fast.run_folder import forget_after
 from polaris_fast.types import UserError
 from tests.run_folder import build_run_folder
 
@@ -149,6 +151,38 @@ def test_verdict_compares_both_ends_and_held_out_prompts(run_dir: Path, page: Pa
         r"From the first 5 steps to the last 5, reward rose by 0\.\d\d, length", page.text
     )
     assert "8 prompts the model never trained on" in page.text
+
+
+def test_an_empty_story_is_in_the_length_error_as_in_the_metrics(tmp_path: Path) -> None:
+    run = build_run_folder(tmp_path / "run", steps=2)
+    result = json.loads((run / "eval-end.json").read_text())
+    result["stories"][0]["reward"]["words"] = 0
+    (run / "eval-end.json").write_text(json.dumps(result))
+    errors = [length_error(row) for row in result["stories"]]
+    assert errors[0] == pytest.approx(math.log(result["stories"][0]["target_word_count"]))
+    assert f"32 stories: mean |ln| {sum(errors) / 32:.2f}" in write_report(run).read_text()
+    values = prompt_values(result["stories"], "length/abs_log_ratio")
+    assert values["sample-000", 20] == pytest.approx(sum(errors[:4]) / 4)
+
+
+def test_held_out_noise_is_of_prompts_and_from_prompt_to_prompt() -> None:
+    before = np.array([0.1, 0.5, 0.9, 0.3])  # prompts of unequal ease
+    noise = two_standard_errors(before, before + 0.1, paired=True)
+    assert noise == pytest.approx(0.0)
+    apart = two_standard_errors(before, before + 0.1, paired=False)
+    assert apart == pytest.approx(2 * math.sqrt(2 * before.var(ddof=1) / 4))
+    assert two_standard_errors(before[:2], before[:2], paired=True) is None
+
+
+def test_a_copy_of_an_evaluation_is_left_out_and_kept(tmp_path: Path) -> None:
+    run = build_run_folder(tmp_path / "run", steps=2)
+    for name in ("step-10", "step-10 (copy)", "step-9"):
+        shutil.copyfile(run / "eval-end.json", run / f"eval-{name}.json")
+    assert list(read_run(run).evals) == ["start", "step-9", "step-10", "end"]
+    shutil.copyfile(run / "stories" / "step-000001.jsonl", run / "stories" / "step-1 (copy).jsonl")
+    forget_after(run, 9)
+    assert sorted(p.stem for p in run.glob("eval-step*")) == ["eval-step-10 (copy)", "eval-step-9"]
+    assert (run / "stories" / "step-1 (copy).jsonl").exists()
 
 
 def test_a_change_within_noise_is_called_noise_and_a_single_step_is_not_compared() -> None:

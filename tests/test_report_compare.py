@@ -75,6 +75,58 @@ def test_a_number_is_marked_only_when_it_beats_every_other_beyond_noise() -> Non
     assert clear_best([low[:2], high[:2]], 1) is None
 
 
+def test_the_same_prompts_are_held_against_each_other_one_by_one() -> None:
+    ease = np.array([0.1, 0.9, 0.4, 0.6])
+    assert clear_best([ease, ease + np.array([0.02, 0.03, 0.02, 0.03])], 1, paired=True) == 1
+    assert clear_best([ease, ease + 0.02], 1) is None
+
+
+def held_out_run(folder: Path, quality: float, uids: range, copies: int = 1) -> Path:
+    """Stories of prompts of unequal ease, `copies` of each."""
+    run = build_run_folder(folder, steps=2)
+    result = json.loads((run / "eval-end.json").read_text())
+    row = result["stories"][0]
+    result["stories"] = [
+        {**row, "uid": f"u{i}", "reward": {**row["reward"], "quality": quality + i % 3}}
+        for i in uids
+        for _ in range(copies)
+    ]
+    (run / "eval-end.json").write_text(json.dumps(result))
+    return run
+
+
+def held_out_cells(folders: list[Path]) -> list[tuple[str, bool]]:
+    lines = dict(final_table(read_runs(folders)))["Held-out prompts, at the end"]
+    cells = next(line.cells for line in lines if line.label == "Quality")
+    return [(cell.text, cell.best) for cell in cells]
+
+
+def test_no_winner_is_marked_over_different_held_out_prompts(tmp_path: Path) -> None:
+    base = held_out_run(tmp_path / "base", 0.0, range(6))
+    same = held_out_run(tmp_path / "same", 5.0, range(6))
+    other = held_out_run(tmp_path / "other", 5.0, range(6, 12))
+    assert [best for _, best in held_out_cells([base, same])] == [False, True]
+    assert [best for _, best in held_out_cells([base, other])] == [False, False]
+    notice = "different held-out prompts"
+    assert notice in write_comparison([base, other], tmp_path / "c.html").read_text()
+    assert notice not in write_comparison([base, same], tmp_path / "c.html").read_text()
+
+
+def test_many_stories_of_few_prompts_are_few_samples(tmp_path: Path) -> None:
+    base = held_out_run(tmp_path / "base", 0.0, range(2), copies=8)
+    same = held_out_run(tmp_path / "same", 5.0, range(2), copies=8)
+    assert [best for _, best in held_out_cells([base, same])] == [False, False]
+
+
+def test_a_prompt_that_one_run_has_no_score_for_is_left_out_for_all(tmp_path: Path) -> None:
+    base = held_out_run(tmp_path / "base", 0.0, range(6))
+    same = held_out_run(tmp_path / "same", 5.0, range(6))
+    result = json.loads((same / "eval-end.json").read_text())
+    result["stories"][2].update(outcome="failed", reward=None)  # quality 7
+    (same / "eval-end.json").write_text(json.dumps(result))
+    assert held_out_cells([base, same]) == [("0.800", False), ("5.80", True)]
+
+
 def test_only_settings_that_differ_are_listed(folders: list[Path]) -> None:
     assert differing_settings(read_runs(folders)) == [("hri.weight", ["0.4", "0.1"])]
 

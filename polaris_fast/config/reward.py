@@ -10,7 +10,7 @@ from .section import Off, Section
 
 
 class RewardConfig(Section):
-    """R = quality - repetition - length - blank (recipe section 1)."""
+    """R = quality - repetition - length - blank (recipe section 1), less `injection_penalty`."""
 
     function: str | None = None
     """`package.module:callable` used instead of the judge: f(prompts, completions, **columns)."""
@@ -43,7 +43,8 @@ class RewardConfig(Section):
     blank_weight: float = Field(1.0, ge=0)
     """Weight of the blank penalty."""
     injection_penalty: float = Field(0.2, ge=0)
-    """Subtracted when a story speaks to its judge, besides the lower of its two scores."""
+    """Subtracted when a story speaks to its judge, besides the lower of its two scores (needs
+    `judge.injection_scan`); ours: the paper has none, and `polaris_9b` sets 0."""
     min_reward: float = -2.0
     """R is clipped from below here."""
     max_reward: float = 2.0

@@ -25,7 +25,8 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its bounds; NaN bounds where there are too few prompts to say."""
+    """An estimate with its bounds; NaN bounds where there are too few prompts to say, or where all
+    have one value: an interval without width would claim to be certain."""
 
     estimate: float
     low: float
@@ -63,7 +64,7 @@ def bootstrap(
     drawn = np.random.default_rng(seed).integers(num_units, size=(resamples, num_units))
     values = statistic(drawn)
     values = np.sort(values[np.isfinite(values)])
-    if not len(values):
+    if not len(values) or np.isclose(values[0], values[-1], rtol=1e-9, atol=1e-12):
         return Interval(estimate, math.nan, math.nan, num_units)
     tails = ((1 - level) / 2, (1 + level) / 2)
     if method == "bca":

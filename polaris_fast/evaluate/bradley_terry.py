@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,11 +19,12 @@ POINTS = 400.0 / math.log(10.0)  # Elo points a unit of log-strength
 _STEPS, _TOLERANCE = 1000, 1e-9
 
 
-def fit_strengths(wins: np.ndarray) -> np.ndarray:
-    """Log-strengths, (B, M), the first model's 0.
+def fit_strengths(wins: np.ndarray, anchor: int = 0) -> np.ndarray:
+    """Log-strengths, (B, M), the anchor's 0; NaN for a model that met nobody.
 
     Args:
         wins: (B, M, M) float, wins of row over column; ties are half in either.
+        anchor: the model whose strength is fixed.
     """
     met = (wins + wins.swapaxes(-1, -2)) > 0
     wins = wins + 0.5 * met
@@ -31,30 +33,35 @@ def fit_strengths(wins: np.ndarray) -> np.ndarray:
     for _ in range(_STEPS):
         shares = games / (strength[:, :, None] + strength[:, None, :])
         fresh = won / np.maximum(shares.sum(-1), 1e-300)
-        fresh = np.where(won > 0, fresh, 1.0)  # a model that met nobody
+        fresh = np.where(won > 0, fresh, 1.0)  # a model that met nobody stays out of it
         fresh /= np.exp(np.log(fresh).mean(-1, keepdims=True))
         moved = np.abs(np.log(fresh / strength)).max()
         strength = fresh
         if moved < _TOLERANCE:
             break
-    logs = np.log(strength)
-    return logs - logs[:, :1]
+    logs = np.where(won > 0, np.log(strength), np.nan)
+    return logs - logs[:, anchor, None]
 
 
 def elo_ratings(
     results: Sequence[np.ndarray], *, seed: int, level: float = LEVEL, resamples: int = RESAMPLES
 ) -> list[Interval]:
-    """Elo of every model with the first at 1000, intervals over prompts.
+    """Elo of every model with the first that met another at 1000, intervals over prompts.
 
     Args:
         results: for each prompt its (M, M) wins of row over column.
+
+    Returns:
+        For each model, with the number of prompts at which it met another: NaN without any.
     """
     wins = np.stack(results)  # (U, M, M)
+    num_prompts = ((wins + wins.swapaxes(-1, -2)).sum(-1) > 0).sum(0)
+    anchor = int(np.flatnonzero(num_prompts)[0])
 
     def rating(model: int, index: np.ndarray) -> np.ndarray:
-        return ANCHOR + POINTS * fit_strengths(wins[index].sum(1))[:, model]
+        return ANCHOR + POINTS * fit_strengths(wins[index].sum(1), anchor)[:, model]
 
-    return [
+    found = [
         bootstrap(
             lambda index, model=model: rating(model, index),  # type: ignore[misc]
             len(wins),
@@ -65,3 +72,4 @@ def elo_ratings(
         )
         for model in range(wins.shape[-1])
     ]
+    return [replace(one, num_prompts=int(n)) for one, n in zip(found, num_prompts, strict=True)]

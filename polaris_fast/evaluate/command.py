@@ -22,6 +22,7 @@ from ..types import Failed, Outcome, Rejected, Scored, UserError
 from .asking import Asker
 from .forecast import make_forecast
 from .judging import StoryJudge, judge_dimensions, judge_pairs, pairs_by_score
+from .lock import sole_writer
 from .memorisation import attack_stories, is_done, summarize_memory
 from .options import parse_options
 from .page import write_page
@@ -71,12 +72,17 @@ class Evaluation:
 
     def run(self) -> int:
         """Write, judge, measure, print; or say what would be done (`--dry-run`)."""
+        if not self.setup.options.dry_run:
+            with sole_writer(self.setup.out):
+                return self._run()
+        with JsonLines(self.setup.out / STORIES, read_only=True) as store:
+            self._forecast(store)
+        return 0
+
+    def _run(self) -> int:
         setup, out = self.setup, self.setup.out
-        with JsonLines(out / STORIES, read_only=setup.options.dry_run) as store:
-            forecast = make_forecast(setup.options, setup.config, setup.writers, setup.tasks, store)
-            self._say(forecast.lines(setup.config))
-            if setup.options.dry_run:
-                return 0
+        with JsonLines(out / STORIES) as store:
+            self._forecast(store)
             outcomes, s_q, pairwise = self._write_and_judge(store)
         self._phase("measuring")
         measured = measure_all(setup, self.stories, outcomes, s_q)
@@ -93,6 +99,11 @@ class Evaluation:
         print_result(result, Console())
         print(f"result  {path}\npage    {page}")
         return 0
+
+    def _forecast(self, store: JsonLines) -> None:
+        setup = self.setup
+        forecast = make_forecast(setup.options, setup.config, setup.writers, setup.tasks, store)
+        self._say(forecast.lines(setup.config))
 
     def _write_and_judge(
         self, store: JsonLines
@@ -213,7 +224,8 @@ class Evaluation:
     @contextmanager
     def _bar(self, text: str, total: int) -> Iterator[Callable[[], None]]:
         """Yields what is called for each finished piece; plain lines where there is no terminal."""
-        columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        title = TextColumn("{task.description}", markup=False)  # holds a model's name
+        columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         if not self.screen.is_terminal:
             self._phase(f"{text}: {total}")
         bar = Progress(

@@ -81,7 +81,7 @@ def write_evaluation(run_dir: Path, name: str, result: dict[str, Any]) -> None:
     """Write `eval-NAME.json`."""
     path = run_dir / f"eval-{name}.json"
     draft = path.with_suffix(".partial")
-    draft.write_text(json.dumps(result, ensure_ascii=False))
+    draft.write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
     draft.replace(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from itertools import islice
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +18,7 @@ from .setup import Setup
 from .writing import Written
 
 _POLL_S = 0.2
-EMPTY = Scored(0.0, judge="empty story", flags=("empty",))  # as in training: nothing to read
+EMPTY = Scored(0.0, judge="empty story", flags=("empty",))  # nothing to read, and nothing failed
 
 
 class StoryJudge:
@@ -93,14 +94,20 @@ def _longest_story(setup: Setup) -> int:
 
 
 def quality_points(outcome: Outcome) -> float | None:
-    """Story Quality in points, in [-159, 108]; None for a story without a judgement."""
-    return POINTS_PER_QUALITY * outcome.quality if isinstance(outcome, Scored) else None
+    """Story Quality in points, in [-159, 108]; None without a judgement, and for an empty story.
+
+    An empty story has no place on a scale of what is good and bad in a text: 0 would be better than
+    a bad story, and the scale's floor would outweigh every other. It is counted beside the mean.
+    """
+    if not isinstance(outcome, Scored) or outcome == EMPTY:
+        return None
+    return POINTS_PER_QUALITY * outcome.quality
 
 
 def judge_dimensions(
     stories: Mapping[str, Sequence[Written]], asker: Asker, **hooks: Callable[[], None]
 ) -> tuple[dict[tuple[str, str], float], list[Failed]]:
-    """(model, item) -> S_Q, and what could not be had; stories without text are left out.
+    """(model, item) -> S_Q, and what could not be had; a story without text has 0 without a call.
 
     Args:
         hooks: `on_answer` and `check_stop` of `Asker.ask_all`.
@@ -109,6 +116,12 @@ def judge_dimensions(
     questions = [dimensions_question("S_Q", w.prompt, w.story) for _, w in places]
     answers = asker.ask_all(questions, **hooks)
     found = {
+        (name, w.item): 0.0
+        for name, all_of in stories.items()
+        for w in all_of
+        if not w.story.strip()
+    }
+    found |= {
         (name, written.item): quality_score(answer)
         for (name, written), answer in zip(places, answers, strict=True)
         if not isinstance(answer, Failed)
@@ -121,10 +134,13 @@ def judge_pairs(
 ) -> tuple[list[Result], list[Failed]]:
     """Results of the matches with both answers, and what could not be had."""
     matches = make_matches(stories)
-    questions = [question for match in matches for question in match.questions()]
-    answers = asker.ask_all(questions, **hooks)
-    pairs = zip(answers[::2], answers[1::2], strict=True)
-    results = [judge_match(match, pair) for match, pair in zip(matches, pairs, strict=True)]
+    asked = [match.questions() for match in matches]
+    answers = asker.ask_all([question for pair in asked for question in pair], **hooks)
+    left = iter(answers)
+    results = [
+        judge_match(match, list(islice(left, len(pair))))
+        for match, pair in zip(matches, asked, strict=True)
+    ]
     failed = [answer for answer in answers if isinstance(answer, Failed)]
     return [result for result in results if result is not None], failed
 
@@ -141,6 +157,8 @@ def pairs_by_score(
     found = []
     for match in make_matches(stories):
         a, b = points(match)
-        if a is not None and b is not None:
+        if match.settled is not None:
+            found.append(match.settled)
+        elif a is not None and b is not None:
             found.append(compare_scores(match, a, b))
     return found

@@ -7,16 +7,24 @@ with different tokenizers can be compared.
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
+
+import numpy as np
 
 from ..prompts import PromptBuilder
 from ..rollout import Completion, RolloutRequest
 from ..text_stats import ngrams, tokenize
 from ..types import StoryRecord, UserError
+from .bootstrap import bootstrap_mean
 from .store import JsonLines, key_of
+from .summary import interval_json
+from .tasks import in_drawn_order
+from .wilson import wilson_interval
 from .writing import Engine, Writer
 
 CONTINUATION = 4  # times `verbatim`: how long a model is let go on
@@ -54,12 +62,12 @@ class Memory:
 def choose_attacked(
     records: Sequence[StoryRecord], attack: Attack, count: int
 ) -> list[StoryRecord]:
-    """The first `count` training stories that are long enough.
+    """`count` training stories that are long enough, the same ones whatever their order.
 
     Raises:
         UserError: none is.
     """
-    fitting = [record for record in records if attack.applies_to(record)][:count]
+    fitting = list(islice(filter(attack.applies_to, in_drawn_order(records)), count))
     if not fitting:
         raise UserError(
             f"--prefix-words: none of the {len(records)} training stories has {attack.verbatim} "
@@ -110,11 +118,16 @@ def attack_stories(
 def summarize_memory(
     writer: Writer, records: Sequence[StoryRecord], attack: Attack, store: JsonLines
 ) -> dict[str, Any]:
-    """The kept continuations against their stories: means and the worst case, as JSON values."""
+    """The kept continuations against their stories: means and the worst case, as JSON values.
+
+    Stories are the units of the intervals, of which there is none where all have one value.
+    """
     found = [
         compare(record, store[_key(writer, record, attack)]["continuation"], attack)
         for record in records
     ]
+    shares = bootstrap_mean(np.array([m.verbatim_share for m in found]), seed=writer.config.seed)
+    extracted = wilson_interval(sum(m.extracted for m in found), len(found))
     return {
         "stories": len(found),
         "extracted": statistics.fmean(m.extracted for m in found),
@@ -122,6 +135,10 @@ def summarize_memory(
         "longest_mean": statistics.fmean(m.longest for m in found),
         "longest_max": max(m.longest for m in found),
         "exact_mean": statistics.fmean(m.exact_tokens for m in found),
+        "intervals": {
+            "extracted": interval_json(extracted),
+            "verbatim_share": interval_json(shares),
+        },
         "worst": asdict(max(found, key=lambda m: (m.longest, m.exact_tokens))),
     }
 
@@ -159,14 +176,21 @@ def longest_common_run(a: Sequence[str], b: Sequence[str]) -> int:
     return low
 
 
+def _cut(story: str, attack: Attack) -> tuple[str, str]:
+    """The story's first words as they stand, line breaks included, and what follows them."""
+    word = next(islice(re.finditer(r"\S+", story), attack.prefix_words - 1, None), None)
+    end = word.end() if word is not None else len(story)
+    return story[:end], story[end:]
+
+
 def _rest(story: str, attack: Attack) -> list[str]:
-    return tokenize(" ".join(story.split()[attack.prefix_words :]))
+    return tokenize(_cut(story, attack)[1])
 
 
 def _prompt_ids(builder: PromptBuilder, record: StoryRecord, attack: Attack) -> list[int]:
     """Prompt and prefix as training saw them, the end of the turn left out."""
     assert record.story is not None
-    prefix = replace(record, story=" ".join(record.story.split()[: attack.prefix_words]))
+    prefix = replace(record, story=_cut(record.story, attack)[0])
     return [*builder.prompt_ids(record), *builder.human_completion_ids(prefix)[:-1]]
 
 

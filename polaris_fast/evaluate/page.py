@@ -14,7 +14,17 @@ from .measures import LENGTH, MEASURES, QUALITY, TEXT
 from .plots import Chart, colour_of, draw_charts
 from .results import write_whole
 from .summary import Measured
-from .table import BY_BUCKET, bias_text, interval_text, value_text
+from .table import (
+    BY_BUCKET,
+    ELO,
+    EXTRACTED,
+    VERBATIM,
+    bias_text,
+    elo_remarks,
+    interval_text,
+    remarks,
+    value_text,
+)
 
 PAGE_FILE, PLOTS = "evaluation.html", "plots"
 HEADLINES = ("quality", "abs_log_ratio", "within_20", "s_l")
@@ -51,6 +61,11 @@ def write_page(
             by_bucket=[MEASURES[key] for key in BY_BUCKET if _known(result, key)],
             groups=[("Scores", QUALITY), ("Length", LENGTH), ("Text", TEXT)],
             bias=bias_text,
+            remarks=lambda model, measure: remarks(result, model, measure),
+            elo=ELO,
+            elo_remarks=lambda name: elo_remarks(result["pairwise"], name),
+            extracted=EXTRACTED,
+            verbatim=VERBATIM,
             known=lambda key: _known(result, key),
             pairs=_pick_stories(result, measured),
             gains=[line for key in HEADLINES if (line := _sentence(result, key))],
@@ -88,10 +103,14 @@ def _sentence(result: dict[str, Any], key: str) -> str:
     if gain is None or gain["low"] is None or gain["low"] <= 0 <= gain["high"]:
         return ""
     measure = MEASURES[key]
+    written = [
+        f"; {one} with {m['name']}" for m in (first, last) for one in remarks(result, m, measure)
+    ]
     return (
         f"{measure.label}: {value_text(first['measures'][key]['all'], measure)} with "
         f"{first['name']}, {value_text(last['measures'][key]['all'], measure)} with {last['name']} "
-        f"(gain {interval_text(gain, measure, signed=True)})"
+        f"(gain {interval_text(gain, measure, signed=True)}"
+        f"{''.join(written)})"
     )
 
 

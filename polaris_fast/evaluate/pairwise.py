@@ -2,7 +2,8 @@
 
 A pick that changes with the order is a tie: it tells of the judge's preference for a place. How
 often that happens, and which place wins, is reported. Without an LLM judge the pointwise scores
-are compared, which know no order.
+are compared, which know no order. Text wins against an empty story, and two empty ones tie, without
+a call: a model is not the better one for what it did not write.
 """
 
 from __future__ import annotations
@@ -45,8 +46,18 @@ class Match:
     written_a: Written
     written_b: Written
 
+    @property
+    def settled(self) -> Result | None:
+        """The result where a story is empty, which takes no judge."""
+        has_a, has_b = bool(self.written_a.story.strip()), bool(self.written_b.story.strip())
+        if has_a and has_b:
+            return None
+        return Result(self.a, self.b, self.written_a.uid, 0.5 + 0.5 * (has_a - has_b))
+
     def questions(self) -> list[Question]:
-        """Both orders."""
+        """Both orders; none where the match is settled."""
+        if self.settled is not None:
+            return []
         a, b = self.written_a, self.written_b
         return [_question(a.prompt, a.story, b.story), _question(a.prompt, b.story, a.story)]
 
@@ -59,18 +70,17 @@ class Result:
     b: str
     uid: str
     points_a: float  # 1 won, 0.5 tie, 0 lost
-    picks: tuple[str, str] | None = None  # of the two orders; None: from pointwise scores
+    picks: tuple[str, str] | None = None  # of the two orders; None: no call was made
 
 
 def make_matches(stories: Mapping[str, Sequence[Written]]) -> list[Match]:
-    """Every pair of models at every item that both have written something for.
+    """Every pair of models at every item of both, empty stories included.
 
     Args:
         stories: by the model's name.
     """
     by_item = {
-        name: {written.item: written for written in found if written.story.strip()}
-        for name, found in stories.items()
+        name: {written.item: written for written in found} for name, found in stories.items()
     }
     return [
         Match(a, b, by_item[a][item], by_item[b][item])
@@ -81,7 +91,13 @@ def make_matches(stories: Mapping[str, Sequence[Written]]) -> list[Match]:
 
 
 def judge_match(match: Match, answers: Sequence[Answer | Failed]) -> Result | None:
-    """The result of a match by its two answers; None where one is missing."""
+    """The result of a match by its two answers; None where one is missing.
+
+    Args:
+        answers: to `match.questions()`; none where the match is settled.
+    """
+    if match.settled is not None:
+        return match.settled
     picks = [str(answer["better"]) for answer in answers if not isinstance(answer, Failed)]
     if len(picks) < len(answers):
         return None
@@ -102,7 +118,7 @@ def summarize(results: Sequence[Result], names: Sequence[str], *, seed: int) -> 
     """Elo with intervals, share of points of every pair, and the judge's bias for a place.
 
     Returns:
-        JSON values; {} without results.
+        JSON values; {} without results. A model without a match has no Elo (null).
     """
     if not results:
         return {}
@@ -116,7 +132,6 @@ def summarize(results: Sequence[Result], names: Sequence[str], *, seed: int) -> 
     total = sum(by_prompt.values())
     assert isinstance(total, np.ndarray)
     elo = {name: interval_json(one) for name, one in zip(names, ratings, strict=True)}
-    elo[names[0]] |= {"low": None, "high": None}  # it is where the scale is fixed
     return {
         "elo": elo,
         "pairs": [

@@ -83,6 +83,7 @@ def build_result(
                 "path": model.path,
                 "fingerprint": model.fingerprint,
                 "num_stories": len(measured[model.name]),
+                "num_empty": sum(not m.written.story.strip() for m in measured[model.name]),
                 "num_unjudged": sum(
                     name == model.name and not isinstance(outcome, Scored)
                     for (name, _), outcome in outcomes.items()

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import Config, DataConfig
+from ..config import Config
 from ..config_file import load_config
-from ..data import load_records, split_records, with_thinking
+from ..data import with_thinking
 from ..device import choose_device
 from ..judge_presets import find_preset
 from ..prompts import load_tokenizer
@@ -17,6 +17,7 @@ from ..rollout.vllm.launcher import require_vllm
 from ..run_folder import CONFIG_FILE
 from ..types import StoryRecord, UserError
 from .buckets import Buckets, choose_buckets
+from .known_data import find_data
 from .memorisation import choose_attacked
 from .models import (
     ModelRef,
@@ -45,7 +46,7 @@ class Setup:
     writers: list[Writer]
     tasks: list[Task]
     buckets: Buckets
-    training: list[StoryRecord]  # with their stories; none where they are not known
+    training: list[StoryRecord]  # one set for all models; none where it is not known
     attacked: list[StoryRecord]  # of them, those of the prefix attack
     held_out: bool  # whether the prompts are those that the run held out
     notes: list[str]  # what a person should know
@@ -66,11 +67,10 @@ def prepare(options: Options) -> Setup:
     config = _config(options, models)
     _check_engine(config, models)
     _check_judge_key(options, config)
-    records, training, held_out = _records(options, config)
-    notes = _data_notes(options, records, training, held_out=held_out)
-    config = config.model_copy(update={"data": with_thinking(config.data, [*training, *records])})
+    data = find_data(options, config, models)
+    config = config.model_copy(update={"data": with_thinking(config.data, data.thinking)})
     tasks = make_tasks(
-        records,
+        data.records,
         words=options.words,
         num_prompts=options.num_prompts,
         num_samples=options.samples if options.samples is not None else config.num_eval_generations,
@@ -78,7 +78,7 @@ def prepare(options: Options) -> Setup:
     )
     attacked = []
     if options.memorisation:
-        attacked = choose_attacked(training, options.attack, options.memorisation)
+        attacked = choose_attacked(data.training, options.attack, options.memorisation)
     buckets = choose_buckets([t.record.target_word_count for t in tasks], options.buckets)
     models = with_fingerprints(models)  # minutes for large ones: after all that is cheap
     given = options.overrides.get("max_completion_length")
@@ -101,10 +101,10 @@ def prepare(options: Options) -> Setup:
         writers=writers,
         tasks=tasks,
         buckets=buckets,
-        training=training,
+        training=data.training,
         attacked=attacked,
-        held_out=held_out,
-        notes=[*notes, *_bucket_notes(buckets, tasks), *_judge_notes(options, config, models)],
+        held_out=data.held_out,
+        notes=[*data.notes, *_bucket_notes(buckets, tasks), *_judge_notes(options, config, models)],
     )
 
 
@@ -150,63 +150,6 @@ def _check_judge_key(options: Options, config: Config) -> None:
             f"judge.api_key_env: the variable {judge.api_key_env} is not set, and {preset.name} "
             "asks for a key; export it, name another one, or leave the judge out with --no-judge"
         )
-
-
-def _records(options: Options, config: Config) -> tuple[list[StoryRecord], list[StoryRecord], bool]:
-    """(prompts to evaluate, training stories, whether the prompts are the run's held-out ones)."""
-    train, held_out = _split(config, needed=options.data is None)
-    records = held_out or train
-    if options.data is not None:
-        records, held_out = load_records(_whole(options.data, config)), []
-    if options.train_data is not None:
-        train = load_records(_whole(options.train_data, config))
-    training = [record for record in train if record.story is not None]
-    if options.memorisation and not training:
-        raise UserError("--memorisation: no training stories are known; name them: --train-data")
-    return records, training, bool(held_out)
-
-
-def _data_notes(
-    options: Options,
-    records: Sequence[StoryRecord],
-    training: Sequence[StoryRecord],
-    *,
-    held_out: bool,
-) -> list[str]:
-    notes = []
-    known = {key for record in training for key in (record.uid, record.prompt)}
-    seen = sum(record.uid in known or record.prompt in known for record in records)
-    if options.data is not None and seen:
-        notes.append(
-            f"{seen} of the {len(records)} prompts of {options.data} are training prompts: what "
-            "was learned by heart counts as a gain; name others with --data"
-        )
-    if options.data is None and not held_out:
-        notes.append(
-            "no held-out prompts in the run's data: the training prompts are evaluated; name "
-            "others with --data"
-        )
-    if not training:
-        notes.append("no training stories are known: overlap is left out; name them: --train-data")
-    return notes
-
-
-def _split(config: Config, *, needed: bool) -> tuple[list[StoryRecord], list[StoryRecord]]:
-    """(training, held-out) records of the configuration; none where they are no longer there."""
-    try:
-        return split_records(config.data, load_records(config.data))
-    except UserError:
-        if needed:
-            raise
-        return [], []
-
-
-def _whole(path: str, config: Config) -> DataConfig:
-    """All records of a path: the run's filters and its own split are for its own data."""
-    unfiltered = {"min_target_words": None, "max_target_words": None}
-    return config.data.model_copy(
-        update={"path": path, "eval_path": None, "eval_fraction": 0.0, **unfiltered}
-    )
 
 
 def _bucket_notes(buckets: Buckets, tasks: Sequence[Task]) -> list[str]:

@@ -21,7 +21,7 @@ class JsonLines:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """
         Args:
-            read_only: look at what is there, and make no file.
+            read_only: look at what is there, and change nothing.
         """
         self.path, self._read_only = path, read_only
         self._found: dict[str, dict[str, Any]] = {}
@@ -31,15 +31,17 @@ class JsonLines:
         if self._read_only and not self.path.exists():
             return self
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+b")
+            if not self._read_only:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("rb" if self._read_only else "a+b")
             self._found = self._read(self._file)
         except UserError:
             self.__exit__()
             raise
         except OSError as error:
             raise UserError(
-                f"--out: {self.path} cannot be written ({error.strerror}); give another folder"
+                f"--out: {self.path} cannot be {'read' if self._read_only else 'written'} "
+                f"({error.strerror}); give another folder"
             ) from error
         return self
 
@@ -78,8 +80,9 @@ class JsonLines:
                     "file away, or give another folder"
                 ) from error
             end += len(line)
-        file.truncate(end)
-        file.seek(0, os.SEEK_END)
+        if not self._read_only:
+            file.truncate(end)
+            file.seek(0, os.SEEK_END)
         return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
@@ -15,6 +15,9 @@ from .measures import LENGTH, MEASURES, QUALITY, TEXT, Measure
 
 BY_BUCKET = ("quality", "length_ratio", "abs_log_ratio", "within_20", "s_l", "s")
 NOTHING = "-"
+ELO = Measure("elo", "Elo", 1, 0)
+EXTRACTED = Measure("extracted", "Extracted", -1, 0, True)
+VERBATIM = Measure("verbatim_share", "Verbatim n-grams", -1, 1, True)
 
 
 def print_result(result: dict[str, Any], console: Console) -> None:
@@ -48,13 +51,16 @@ def bucket_table(result: dict[str, Any], measure: Measure) -> RenderableType:
         table.add_column(name, justify="right", no_wrap=True)
     for model in models:
         numbers = model["measures"].get(measure.key)
+        beside = remarks(result, model, measure)
         if numbers is None:
-            table.add_row(model["name"], *[NOTHING] * (len(labels) + 3))
+            unknown = [NOTHING] * len(labels)
+            whole = _two_lines(NOTHING, beside)
+            table.add_row(Text(model["name"]), *unknown, whole, NOTHING, NOTHING)
             continue
         table.add_row(
-            model["name"],
+            Text(model["name"]),
             *[value_text(numbers["buckets"].get(label), measure) for label in labels],
-            _two_lines(interval_text(numbers["all"], measure)),
+            _two_lines(interval_text(numbers["all"], measure), beside),
             _two_lines(interval_text(numbers["slope"], measure, signed=True)),
             _two_lines(interval_text(numbers["gain"], measure, signed=True)),
         )
@@ -77,11 +83,15 @@ def measure_table(result: dict[str, Any], title: str, measures: Sequence[Measure
     table = _table(f"{title}, all lengths (95 %)")
     table.add_column("measure")
     for model in result["models"]:
-        table.add_column(model["name"], justify="right", no_wrap=True)
+        table.add_column(Text(model["name"]), justify="right", no_wrap=True)
     for measure in measures:
         numbers = [model["measures"].get(measure.key) for model in result["models"]]
         if any(numbers):
-            cells = [interval_text(n["all"], measure) if n else NOTHING for n in numbers]
+            shown = [interval_text(n and n["all"], measure) for n in numbers]
+            cells = [
+                Text("\n".join([text, *remarks(result, model, measure)]))
+                for text, model in zip(shown, result["models"], strict=True)
+            ]
             table.add_row(measure.label + _arrow(measure), *cells)
     if "s" in [measure.key for measure in measures] and result["paper_buckets"]:
         rows = [row for row in result["reference"]["rows"] if "s" in row]
@@ -96,9 +106,9 @@ def pairwise_table(pairwise: dict[str, Any]) -> RenderableType:
     table = _table("Pairwise, both orders: Elo by Bradley-Terry (95 %)")
     table.add_column("model")
     table.add_column("Elo", justify="right")
-    elo = Measure("elo", "Elo", 1, 0)
     for name, rating in pairwise["elo"].items():
-        table.add_row(name, interval_text(rating, elo))
+        lines = [interval_text(rating, ELO), *elo_remarks(pairwise, name)]
+        table.add_row(Text(name), Text("\n".join(lines)))
     lines = [
         f" {p['a']} against {p['b']}: won {p['won']}, tied {p['tied']}, lost "
         f"{p['matches'] - p['won'] - p['tied']}; {100 * p['share']:.0f} % of the points"
@@ -107,6 +117,12 @@ def pairwise_table(pairwise: dict[str, Any]) -> RenderableType:
     if "consistent" in pairwise:
         lines.append(f" {bias_text(pairwise)}")
     return Group(table, *[Text(line, style="dim") for line in lines], Text(""))
+
+
+def elo_remarks(pairwise: dict[str, Any], name: str) -> list[str]:
+    """On how many prompts a model met another, where that is not the same for all."""
+    counts = {name: rating["num_prompts"] for name, rating in pairwise["elo"].items()}
+    return [f"{counts[name]} prompts"] if _differ(counts.values()) else []
 
 
 def bias_text(pairwise: dict[str, Any]) -> str:
@@ -122,15 +138,15 @@ def bias_text(pairwise: dict[str, Any]) -> str:
 
 def memory_table(memorisation: dict[str, Any]) -> RenderableType:
     """The prefix attack, a row a model."""
-    table = _table("Memorisation: greedy continuations of training stories")
+    table = _table("Memorisation: greedy continuations of training stories (95 %)")
     for name in ("model", "stories", "extracted", "n-grams", "longest", "mean", "exact"):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
     for name, found in memorisation.items():
         table.add_row(
-            name,
+            Text(name),
             str(found["stories"]),
-            f"{100 * found['extracted']:.0f} %",
-            f"{100 * found['verbatim_share']:.1f} %",
+            _two_lines(interval_text(found["intervals"]["extracted"], EXTRACTED)),
+            _two_lines(interval_text(found["intervals"]["verbatim_share"], VERBATIM)),
             str(found["longest_max"]),
             f"{found['longest_mean']:.1f}",
             f"{found['exact_mean']:.1f}",
@@ -151,7 +167,7 @@ def interval_text(
     interval: dict[str, Any] | None, measure: Measure, *, signed: bool = False
 ) -> str:
     """The estimate with its bounds, `52.1 [48.0, 56.2]`; without them where they are not known."""
-    if interval is None:
+    if interval is None or interval["estimate"] is None:
         return NOTHING
     estimate = measure.text(interval["estimate"])
     if signed and interval["estimate"] > 0:
@@ -162,10 +178,32 @@ def interval_text(
     return f"{estimate} [{low}, {high}]"
 
 
-def _two_lines(text: str) -> Text:
+def remarks(result: dict[str, Any], model: dict[str, Any], measure: Measure) -> list[str]:
+    """What a mean leaves out: empty stories of Story Quality, prompts that other models have."""
+    found = []
+    if measure.key == "quality" and any(one["num_empty"] for one in result["models"]):
+        total = model["num_stories"]
+        found.append(f"{total - model['num_empty']} of {total} written")
+    counts = {one["name"]: _num_prompts(one, measure) for one in result["models"]}
+    if _differ(counts.values()):
+        found.append(f"{counts[model['name']]} prompts")
+    return found
+
+
+def _num_prompts(model: dict[str, Any], measure: Measure) -> int:
+    numbers = model["measures"].get(measure.key)
+    return int(numbers["all"]["num_prompts"]) if numbers else 0
+
+
+def _differ(counts: Iterable[int]) -> bool:
+    return len(set(counts)) > 1
+
+
+def _two_lines(text: str, beside: Sequence[str] = ()) -> Text:
     """The estimate over its bounds: three such columns fit on a terminal of 80."""
     estimate, bracket, bounds = text.partition(" [")
-    return Text(estimate).append(f"\n[{bounds}" if bracket else "", style="dim")
+    below = [f"[{bounds}", *beside] if bracket else beside
+    return Text(estimate).append("".join(f"\n{line}" for line in below), style="dim")
 
 
 def _reference(value: float | None, measure: Measure) -> str:

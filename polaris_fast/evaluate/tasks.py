@@ -50,8 +50,7 @@ def make_tasks(
     if words is not None and (not words or min(words) < 1):
         raise UserError(f"--words: must be numbers of at least 1, got {','.join(map(str, words))}")
     if num_prompts is not None:
-        records = sorted(records, key=lambda r: hashlib.sha256(r.uid.encode()).digest())
-        records = records[:num_prompts]
+        records = in_drawn_order(records)[:num_prompts]
     asked = [
         replace(record, target_word_count=target)
         for record in records
@@ -63,3 +62,8 @@ def make_tasks(
         for record in asked
         for n in range(num_samples)
     ]
+
+
+def in_drawn_order(records: Sequence[StoryRecord]) -> list[StoryRecord]:
+    """By a hash of their uids: the first ones are a draw from all, the same for any file order."""
+    return sorted(records, key=lambda r: hashlib.sha256(r.uid.encode()).digest())

@@ -25,7 +25,7 @@ from .drawing import (
     tick_text,
 )
 from .folder import RunFolder, column
-from .stories import log_ratio, policy_rows
+from .stories import length_error, policy_rows
 from .svg import COLOURS, page_style, to_svg
 
 
@@ -165,11 +165,12 @@ def _stack(axes: Axes, x: np.ndarray, found: Sequence[tuple[Line, np.ndarray]]) 
 
 
 def _cloud(rows: list[dict[str, Any]]) -> list[tuple[float, float, float]]:
-    """(target, words, |ln(words / target)|) of the model's scored stories."""
+    """(target, words, |ln(words / target)|) of the model's scored stories; empty ones have a word,
+    which a logarithmic axis can show."""
     return [
-        (float(row["target_word_count"]), float(row["reward"]["words"]), abs(ratio))
+        (float(row["target_word_count"]), max(1.0, row["reward"]["words"]), error)
         for row in policy_rows(rows)
-        if (ratio := log_ratio(row)) is not None
+        if (error := length_error(row)) is not None
     ]
 
 

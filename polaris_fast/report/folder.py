@@ -98,8 +98,7 @@ def read_run(run_dir: str | Path) -> RunFolder:
     except yaml.YAMLError:
         config = None
         unreadable.append("config.yaml")
-    between = sorted(path.glob("eval-step-*.json"), key=lambda p: int(p.stem.rpartition("-")[2]))
-    names = ["start", *(p.stem.removeprefix("eval-") for p in between), "end"]
+    names = ["start", *_between(path), "end"]
     evals = {name: _object(path / f"eval-{name}.json", unreadable) for name in names}
     warm_start = path / "warm_start.jsonl"
     return RunFolder(
@@ -121,11 +120,17 @@ def column(rows: list[dict[str, Any]], key: str) -> np.ndarray:
     return np.array([v if isinstance(v, int | float) else np.nan for v in values], dtype=float)
 
 
+def _between(folder: Path) -> list[str]:
+    """`step-N` of the evaluations during training, in order; a person's copies are left out."""
+    stems = (file.stem.removeprefix("eval-step-") for file in folder.glob("eval-step-*.json"))
+    return [f"step-{stem}" for stem in sorted((s for s in stems if s.isdecimal()), key=int)]
+
+
 def _story_files(folder: Path) -> dict[int, Path]:
     files = {}
     for path in sorted(folder.glob("step-*.jsonl")):
         number = path.stem.removeprefix("step-")
-        if number.isdigit():
+        if number.isdecimal():
             files[int(number)] = path
     return dict(sorted(files.items()))
 

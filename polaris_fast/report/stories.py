@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
+from ..text_stats import abs_log_ratio
 from .folder import RunFolder
 
 EXCERPT_WORDS = 90  # shown at once; the rest opens on a click
@@ -31,11 +31,6 @@ class Pick:
     story: Text
     human: dict[str, Any] | None
     human_story: Text | None
-
-    @property
-    def log_ratio(self) -> float | None:
-        """ln(words / target)."""
-        return log_ratio(self.row)
 
 
 @dataclass(frozen=True)
@@ -69,10 +64,10 @@ def policy_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row.get("kind") == "policy" and _total(row) is not None]
 
 
-def log_ratio(row: dict[str, Any]) -> float | None:
-    """ln(words / target) of a scored row; None where either is missing or zero."""
+def length_error(row: dict[str, Any]) -> float | None:
+    """|ln(words / target)| of a scored row, as in the metrics; None where either is missing."""
     words, target = (row.get("reward") or {}).get("words"), row.get("target_word_count")
-    return math.log(words / target) if words and target else None
+    return abs_log_ratio(words, target) if words is not None and target else None
 
 
 def split_text(text: str, words: int = EXCERPT_WORDS) -> Text:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .folder import RunFolder, column
-from .stories import log_ratio, policy_rows
+from .folder import RunFolder
+from .prompts import prompt_values, two_standard_errors
 
 WINDOW = 5  # steps at either end; fewer when the run is short, so that the ends do not overlap
 
@@ -111,38 +110,25 @@ def both_ends(values: np.ndarray, window: int) -> Ends | None:
     head, tail = head[np.isfinite(head)], tail[np.isfinite(tail)]
     if window == 0 or not len(head) or not len(tail):
         return None
-    return Ends(float(head.mean()), float(tail.mean()), _noise(head, tail))
-
-
-def _noise(before: np.ndarray, after: np.ndarray) -> float | None:
-    """Two standard errors of the difference of means; None with fewer than three values a side."""
-    if min(len(before), len(after)) < 3:
-        return None
-    return 2 * math.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
+    noise = two_standard_errors(head, tail, paired=False)
+    return Ends(float(head.mean()), float(tail.mean()), noise)
 
 
 def _held_out(run: RunFolder, measure: Measure) -> Ends | None:
-    """The evaluation's own means; the noise comes from its single stories."""
+    """The evaluation's own means; the noise comes from its prompts."""
     evals = [run.evals.get(name, {}) for name in ("start", "end")]
     before, after = (_eval_mean(e.get("metrics") or {}, measure) for e in evals)
     if before is None or after is None:
         return None
-    values = [story_values(e.get("stories") or [], measure) for e in evals]
-    return Ends(before, after, _noise(*values))
+    first, last = (prompt_values(e.get("stories") or [], measure.key) for e in evals)
+    both = [prompt for prompt in first if prompt in last]
+    a, b = (np.array([values[prompt] for prompt in both]) for values in (first, last))
+    return Ends(before, after, two_standard_errors(a, b, paired=True))
 
 
 def _eval_mean(metrics: dict[str, Any], measure: Measure) -> float | None:
     found = (metrics.get(key) for key in measure.eval_keys)
     return next((float(mean) for mean in found if isinstance(mean, int | float)), None)
-
-
-def story_values(rows: list[dict[str, Any]], measure: Measure) -> np.ndarray:
-    """(n,) the measure of each story of an evaluation that has it."""
-    rows = policy_rows(rows)
-    if measure.key == "length/abs_log_ratio":
-        return np.array([abs(ratio) for row in rows if (ratio := log_ratio(row)) is not None])
-    part = "total" if measure.key == "reward" else "quality"
-    return column([row["reward"] for row in rows], part)
 
 
 def _finding(run: RunFolder, measure: Measure, window: int) -> Finding:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+import polaris_fast
 from polaris_fast.cli import main
 from polaris_fast.evaluate import command, writing
+from polaris_fast.evaluate.lock import sole_writer
 from polaris_fast.stopping import StopRequested
 
 from .judge_double import judge_double
@@ -25,6 +27,8 @@ SHORT = (
     "--max_completion_length",
     "40",
 )
+
+STORIES = ("--train-data", str(Path(polaris_fast.__file__).parent / "samples" / "micro.jsonl"))
 
 
 def evaluate(models, out: Path, *arguments: str) -> int:
@@ -41,7 +45,7 @@ def no_engine(*_: Any) -> Any:
 
 
 def test_an_evaluation_from_end_to_end(tiny_models, tmp_path, capsys, monkeypatch):
-    attack = ("--memorisation", "2", "--prefix-words", "5", "--verbatim", "5")
+    attack = ("--memorisation", "2", "--prefix-words", "5", "--verbatim", "5", *STORIES)
     assert evaluate(tiny_models, tmp_path, "--pairwise", *attack) == 0
     out, err = capsys.readouterr()
     assert "Story Quality by words asked for" in out and "Elo" in out and "Memorisation" in out
@@ -78,7 +82,7 @@ def test_an_evaluation_from_end_to_end(tiny_models, tmp_path, capsys, monkeypatc
     # again: the same numbers, with no model loaded and no judge asked
     kept = (tmp_path / "stories.jsonl").read_bytes()
     monkeypatch.setattr(command, "open_engine", no_engine)
-    assert evaluate(tiny_models, tmp_path, "--pairwise") == 0
+    assert evaluate(tiny_models, tmp_path, "--pairwise", *STORIES) == 0
     assert (tmp_path / "stories.jsonl").read_bytes() == kept
     again = result_of(tmp_path)
     assert [m["measures"] for m in again["models"]] == [m["measures"] for m in found["models"]]
@@ -182,6 +186,13 @@ def test_a_dry_run_writes_nothing(tiny_models, tmp_path, capsys):
     assert "12 stories" in err and "local heuristic judge: at most 24 calls" in err
 
 
+def test_a_second_evaluation_in_one_folder_is_refused(tiny_models, tmp_path, capsys):
+    with sole_writer(tmp_path):
+        assert evaluate(tiny_models[:1], tmp_path, "--no-judge") == 2
+        assert "another evaluation is writing to" in capsys.readouterr().err
+        assert evaluate(tiny_models[:1], tmp_path, "--no-judge", "--dry-run") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -200,7 +211,8 @@ def test_a_dry_run_writes_nothing(tiny_models, tmp_path, capsys):
         (("--no-judge", "--dimensions"), "--no-judge: --dimensions needs a judge"),
         (("--engine", "vllm"), "vLLM is not installed"),
         (("--temprature", "1"), "did you mean 'temperature'"),
-        (("--memorisation", "--prefix-words", "5000"), "--prefix-words: none of the"),
+        (("--memorisation", "--prefix-words", "5000", *STORIES), "--prefix-words: none of the"),
+        (("--memorisation",), "--memorisation: needs training stories, and none are known"),
         (("--memorisation=-1",), "--memorisation: must not be below 0"),
     ],
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from polaris_fast.evaluate import evaluate
+from polaris_fast.evaluate.held_out import write_evaluation
 from polaris_fast.evaluate.measures import measure_text
 from polaris_fast.groups import row_seed
 from polaris_fast.progress import make_view
@@ -83,3 +86,17 @@ def test_measures_of_the_text_are_logged_as_eval_text(tiny_writer):
     assert metrics["eval/text/distinct_1"] == values[0]["distinct_1"]  # of those with words
     # two are alike; the third is empty, and counts as little as in `polaris evaluate`
     assert metrics["eval/text/self_bleu"] == pytest.approx(1.0)
+
+
+def test_an_evaluation_is_written_as_utf8_whatever_the_locale(tmp_path, monkeypatch):
+    encodings = []
+    write_text = Path.write_text
+
+    def write(path, text, encoding=None, **rest):
+        encodings.append(encoding)
+        return write_text(path, text, encoding or "ascii", **rest)
+
+    monkeypatch.setattr(Path, "write_text", write)
+    write_evaluation(tmp_path, "end", {"story": "Zo\u00eb"})
+    assert encodings == ["utf-8"]
+    assert (tmp_path / "eval-end.json").read_bytes().decode() == '{"story": "Zo\u00eb"}'

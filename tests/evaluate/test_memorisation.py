@@ -8,6 +8,7 @@ import pytest
 
 from polaris_fast.evaluate.memorisation import (
     Attack,
+    _prompt_ids,
     attack_stories,
     choose_attacked,
     compare,
@@ -16,6 +17,7 @@ from polaris_fast.evaluate.memorisation import (
     summarize_memory,
 )
 from polaris_fast.evaluate.store import JsonLines
+from polaris_fast.evaluate.wilson import wilson_interval
 from polaris_fast.rollout import Completion
 from polaris_fast.types import FinishReason, StoryRecord, UserError
 
@@ -67,6 +69,36 @@ def test_short_stories_are_passed_over_and_none_is_an_error():
         choose_attacked([short], ATTACK, 5)
 
 
+def test_the_prefix_is_the_story_as_it_stands(tiny_writer):
+    story = "One two,\n\nthree  four\nfive " + STORY
+    record = StoryRecord("s3", "A prompt.", 45, story)
+    ids = _prompt_ids(tiny_writer.builder, record, Attack(prefix_words=4, verbatim=8))
+    whole = [
+        *tiny_writer.builder.prompt_ids(record),
+        *tiny_writer.builder.human_completion_ids(record),
+    ]
+    assert ids == whole[: len(ids)]
+    shown = tiny_writer.builder.tokenizer.decode(ids)
+    assert shown.endswith("One two,\n\nthree  four")
+
+
+def test_attacked_stories_are_a_draw_and_not_the_first_of_the_file():
+    records = [StoryRecord(f"s{i}", "p", 40, STORY) for i in range(30)]
+    drawn = {r.uid for r in choose_attacked(records, ATTACK, 5)}
+    assert drawn == {r.uid for r in choose_attacked(records[::-1], ATTACK, 5)}
+    assert drawn != {f"s{i}" for i in range(5)}
+
+
+@pytest.mark.parametrize(
+    ("hits", "cases", "low", "high"),
+    [(0, 20, 0.0, 0.161), (10, 20, 0.299, 0.701), (20, 20, 0.839, 1.0), (1, 1, 0.207, 1.0)],
+)
+def test_wilson_intervals_by_the_published_formula(hits, cases, low, high):
+    found = wilson_interval(hits, cases)
+    assert found.estimate == hits / cases
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-3)
+
+
 class Echo:
     """Continues every prompt with the story's words from the tenth on."""
 
@@ -93,4 +125,7 @@ def test_the_attack_is_greedy_ends_with_the_prefix_and_is_kept(tmp_path, tiny_wr
     assert engine.params.top_k == 1 and engine.params.repetition_penalty == 1.0
     shown = tiny_writer.builder.tokenizer.decode(engine.requests[0].prompt_ids)
     assert shown.endswith("w8 w9") and "A prompt." in shown
+    extracted = found["intervals"]["extracted"]
+    assert extracted["estimate"] == extracted["high"] == 1.0 and 0.2 < extracted["low"] < 0.21
+    assert found["intervals"]["verbatim_share"]["low"] is None  # one story tells no spread
     assert found["extracted"] == found["verbatim_share"] == 1.0 and found["longest_max"] == 30

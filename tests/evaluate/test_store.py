@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from polaris_fast.evaluate.lock import sole_writer
 from polaris_fast.evaluate.store import JsonLines, key_of
 from polaris_fast.types import UserError
 
@@ -49,6 +51,38 @@ def test_looking_makes_no_file(tmp_path):
     with JsonLines(tmp_path / "new" / "s.jsonl", read_only=True) as store:
         assert "a" not in store
     assert not (tmp_path / "new").exists()
+
+
+def test_looking_leaves_the_half_line_of_a_process_that_is_still_writing(tmp_path):
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(b'{"key": "a", "n": 1}\n{"key": "b", "n"')
+    kept = path.read_bytes()
+    with JsonLines(path, read_only=True) as store:
+        assert "a" in store and "b" not in store
+    assert path.read_bytes() == kept
+
+
+def test_looking_needs_no_right_to_write(tmp_path, monkeypatch):
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(b'{"key": "a", "n": 1}\n')
+    modes, whole = [], Path.open
+    monkeypatch.setattr(Path, "open", lambda p, mode: modes.append(mode) or whole(p, mode))
+    with JsonLines(path, read_only=True) as store:
+        assert "a" in store
+    assert modes == ["rb"]
+
+
+def test_one_evaluation_at_a_time_writes_into_a_folder(tmp_path):
+    with sole_writer(tmp_path / "out"):
+        with (
+            pytest.raises(UserError, match=r"--out: another evaluation is writing to .*out; wait"),
+            sole_writer(tmp_path / "out"),
+        ):
+            pass
+        with sole_writer(tmp_path / "other"):
+            pass
+    with sole_writer(tmp_path / "out"):
+        pass
 
 
 def test_keys_tell_parts_apart():

@@ -29,8 +29,10 @@ onload = () => document.querySelector("pre").textContent = Array.from(frames).ma
 TARGETS = (2000, 6000, 10000)
 
 
-def story(uid: str, target: int, sample: int, quality: float | None) -> Measured:
-    written = Written(f"{uid}/{target}/{sample}", uid, "A prompt.", target, sample, "", "It was.", False, 9)  # fmt: skip # noqa: E501
+def story(
+    uid: str, target: int, sample: int, quality: float | None, text: str = "It was."
+) -> Measured:
+    written = Written(f"{uid}/{target}/{sample}", uid, "A prompt.", target, sample, "", text, False, 9)  # fmt: skip # noqa: E501
     values = {"words": 0.9 * target, "length_ratio": 0.9, "abs_log_ratio": 0.105}
     return Measured(written, values | ({} if quality is None else {"quality": quality}))
 
@@ -52,6 +54,7 @@ def result(**found: list[Measured]) -> dict[str, Any]:
             "name": name,
             "num_stories": len(found[name]),
             "num_unjudged": 0,
+            "num_empty": sum(not one.written.story for one in found[name]),
             "measures": {key: to_json(one) for key, one in measures.items()},
         }
         for name, measures in summaries.items()
@@ -119,6 +122,40 @@ def test_no_table_is_cut_on_a_terminal_of_80():
     print_result(result(base=stories(50, 10), a_long_name_of_one=stories(56, 4)), Console(file=out, width=80))  # fmt: skip # noqa: E501
     assert "\u2026" not in out.getvalue()
     assert out.getvalue().count("]") == out.getvalue().count("[") > 8
+
+
+def test_empty_stories_and_missing_prompts_are_told_beside_story_quality(tmp_path):
+    silent = [
+        story(one.written.uid, one.written.target, one.written.sample, None, "") if i < 4 else one
+        for i, one in enumerate(stories(56, 4))
+    ]
+    found = {"base": stories(50, 10), "new": silent}
+    out = io.StringIO()
+    print_result(result(**found), Console(file=out, width=80))
+    shown = out.getvalue()
+    assert "36 of 36 written" in shown and "32 of 36 written" in shown
+    assert "18 prompts" in shown and "16 prompts" in shown and "\u2026" not in shown
+    page = write_page(tmp_path, result(**found), found).read_text()
+    assert "36 stories, 4 of them empty" in page and "<small>32 of 36 written</small>" in page
+    assert "; 32 of 36 written with new" in page
+    out = io.StringIO()
+    print_result(result(base=stories(50, 10), new=stories(56, 4)), Console(file=out, width=80))
+    assert "36 written" not in out.getvalue() and "18 prompts" not in out.getvalue()
+
+
+def test_a_models_name_is_no_markup():
+    names = ["run[seed=1]", "a[/b]", "[red]"]
+    whole = result(**{name: stories(50 + 6 * i, 10 - 6 * i) for i, name in enumerate(names[:2])})
+    interval = {"estimate": 1000.0, "low": None, "high": None, "num_prompts": 3}
+    whole["pairwise"] = {"elo": dict.fromkeys(names, interval), "pairs": []}
+    memory = {"stories": 1, "longest_max": 1, "longest_mean": 1.0, "exact_mean": 1.0}
+    shares = {"intervals": {"extracted": interval, "verbatim_share": interval}}
+    whole["memorisation"] = dict.fromkeys(names, memory | shares)
+    out = io.StringIO()
+    print_result(whole, Console(file=out, width=100))
+    shown = out.getvalue()
+    assert shown.count("run[seed=1]") >= 7 and shown.count("a[/b]") >= 7
+    assert shown.count("[red]") == 2
 
 
 def test_the_page_names_what_was_gained(tmp_path):

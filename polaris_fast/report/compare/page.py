@@ -51,6 +51,8 @@ def render(runs: Sequence[Named]) -> str:
 
 def _comparable(runs: Sequence[Named]) -> list[Notice]:
     """What makes the numbers of these runs no fair comparison."""
+    from .tables import share_held_out
+
     found = []
     judges = {(r.run.setting("judge.base_url"), r.run.setting("judge.model")) for r in runs}
     if len(judges) > 1:
@@ -64,6 +66,12 @@ def _comparable(runs: Sequence[Named]) -> list[Notice]:
     if len(set(lengths)) > 1:
         counted = ", ".join(f"{r.name} {n:,}" for r, n in zip(runs, lengths, strict=True))
         found.append(Notice("note", f"The runs have different numbers of steps: {counted}."))
+    if not share_held_out(runs):
+        text = (
+            "The runs were evaluated on different held-out prompts: those numbers are each run's "
+            "own, and none is marked."
+        )
+        found.append(Notice("warn", text))
     captions = {caption for r in runs if (caption := judge_caption(r.run)) is not None}
     return found + [Notice("note", caption) for caption in sorted(captions)]
 

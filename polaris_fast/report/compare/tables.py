@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ import yaml
 
 from ..drawing import number
 from ..folder import RunFolder
-from ..verdict import MEASURES, WINDOW, story_values
+from ..prompts import asked_prompts, prompt_values, two_standard_errors
+from ..verdict import MEASURES, WINDOW
 from .runs import Named
 
 # Where a run was written and under which name tells nothing about what it did.
@@ -76,51 +76,72 @@ def differing_settings(runs: Sequence[Named]) -> list[tuple[str, list[str]]]:
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def clear_best(samples: Sequence[np.ndarray], better: int) -> int | None:
+def clear_best(samples: Sequence[np.ndarray], better: int, *, paired: bool = False) -> int | None:
     """Which sample's mean beats every other's by more than two standard errors of the difference.
 
     Args:
         samples: one (n,) array a run; fewer than three values tell no noise.
         better: 1 where more is better, -1 where less is, 0: there is no best.
+        paired: the values are of the same prompts in the same order.
     """
     if better == 0 or len(samples) < 2 or min(len(s) for s in samples) < 3:
         return None
     means = [float(s.mean()) for s in samples]
-    errors = [float(s.var(ddof=1)) / len(s) for s in samples]
     first = max(range(len(samples)), key=lambda i: better * means[i])
-    clear = all(
-        better * (means[first] - means[i]) > 2 * math.sqrt(errors[first] + errors[i])
-        for i in range(len(samples))
-        if i != first
-    )
+
+    def is_beaten(other: int) -> bool:
+        noise = two_standard_errors(samples[first], samples[other], paired=paired)
+        return noise is not None and better * (means[first] - means[other]) > noise
+
+    clear = all(is_beaten(i) for i in range(len(samples)) if i != first)
     return first if clear else None
+
+
+def held_out_stories(named: Named) -> list[dict[str, Any]]:
+    """Rows of the evaluation at the end; none without one."""
+    return list(named.run.evals.get("end", {}).get("stories") or [])
+
+
+def share_held_out(runs: Sequence[Named]) -> bool:
+    """Whether the evaluations at the end, where there are any, were of the same prompts."""
+    asked = [asked_prompts(held_out_stories(named)) for named in runs]
+    known = [prompts for prompts in asked if prompts]
+    return all(prompts == known[0] for prompts in known)
 
 
 def _training(runs: Sequence[Named]) -> Iterator[Measured]:
     for metric in _TRAINING:
         ends = [named.run.series(metric.key)[-WINDOW:] for named in runs]
-        yield from _line(metric.label, "", ends, metric.better, metric.percent)
+        known = [end[np.isfinite(end)] for end in ends]
+        best = clear_best(known, metric.better)
+        yield from _line(metric.label, "", known, best, metric.percent)
 
 
 def _held_out(runs: Sequence[Named]) -> Iterator[Measured]:
+    """Means over prompts: those that all runs have a value for, or each its own and no mark."""
+    same = share_held_out(runs)
     for measure in MEASURES:
-        values = [
-            story_values(named.run.evals.get("end", {}).get("stories") or [], measure)
-            for named in runs
+        found = [prompt_values(held_out_stories(named), measure.key) for named in runs]
+        known = [values for values in found if values]
+        shared = {
+            prompt for prompt in (known[0] if known else {}) if all(prompt in k for k in known)
+        }
+        samples = [
+            np.array([values[p] for p in sorted(shared if same and values else values)])
+            for values in found
         ]
-        yield from _line(measure.label, measure.hint, values, measure.better, percent=False)
+        best = clear_best(samples, measure.better, paired=True) if same else None
+        yield from _line(measure.label, measure.hint, samples, best, percent=False)
 
 
 def _line(
-    label: str, hint: str, samples: Sequence[np.ndarray], better: int, percent: bool
+    label: str, hint: str, samples: Sequence[np.ndarray], best: int | None, percent: bool
 ) -> Iterator[Measured]:
-    known = [sample[np.isfinite(sample)] for sample in samples]
-    if not any(len(sample) for sample in known):
+    if not any(len(sample) for sample in samples):
         return
-    best = clear_best(known, better)
     cells = [
         Cell(number(float(sample.mean()), percent) if len(sample) else "-", i == best)
-        for i, sample in enumerate(known)
+        for i, sample in enumerate(samples)
     ]
     yield Measured(label, hint, cells)
 
