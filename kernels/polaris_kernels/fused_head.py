@@ -28,8 +28,14 @@ class FusedHead(nn.Linear):
         """A head over the very parameters of `linear` (tied weights stay tied).
 
         A layer that changes its output by other means than weight and bias (an adapter, a
-        parametrization, a quantized layer) is refused: the fused pass would leave that out.
+        parametrization, a quantized layer, a hook, a forward of its own) is refused: the fused pass
+        would leave that out.
         """
+        if names := _changes(linear):
+            raise ValueError(
+                f"{cls.__name__}.from_linear: the layer has {names}, which the head would not run; "
+                "make the head first, and hook that"
+            )
         if not cls._takes(linear):
             raise ValueError(
                 f"{cls.__name__}.from_linear: got "
@@ -112,3 +118,12 @@ class FusedHead(nn.Linear):
     def logps(self, hidden: Tensor, *, targets: Tensor, **options: Any) -> TokenLogps:
         """`linear_logps` through the module, hooks and all; options as there."""
         return cast(TokenLogps, self(hidden, targets=targets, **options))
+
+
+def _changes(linear: nn.Module) -> str:
+    """What a layer does besides its class's forward, in words; "" for nothing."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    found = [name.strip("_").replace("_", " ") for name in hooks if getattr(linear, name, None)]
+    if "forward" in vars(linear):
+        found.append("a forward of its own")
+    return ", ".join(found)

@@ -223,6 +223,13 @@ def check_temperature(
         if not temperature > 0:
             raise ValueError(f"{caller}: temperature must be above 0, got {temperature}")
         return float(temperature)
+    if temperature.is_floating_point() and temperature.element_size() < 4:
+        # .7 would be .6992, and log-probs off by a tenth of that where logits reach 100
+        raise ValueError(
+            f"{caller}: temperature must be a number or float32, got {temperature.dtype}; FSDP2 "
+            "casts every floating argument of a module it wraps: set "
+            "MixedPrecisionPolicy(cast_forward_inputs=False), or give a number"
+        )
     if temperature.dim() == 0 and temperature.device.type == "cpu":
         # reading it waits for nobody, and a number is cheaper than one a token
         return check_temperature(float(temperature), num_tokens, device, dtype, caller)

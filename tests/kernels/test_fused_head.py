@@ -227,3 +227,16 @@ def test_sgd_on_the_fused_loss_follows_sgd_on_plain_torch(head):
                 for p in layer.parameters():
                     p.sub_(0.5 * p.grad)
     assert torch.allclose(head.weight, plain.weight, atol=1e-6)
+
+
+def test_a_layer_that_does_more_than_its_class_is_refused_by_what_it_does():
+    hooked, patched, plain = (nn.Linear(8, 31) for _ in range(3))
+    handle = hooked.register_forward_hook(lambda module, args, out: out * 0.5)
+    patched.forward = lambda x: x
+    with pytest.raises(ValueError, match="the layer has forward hooks"):
+        FusedHead.from_linear(hooked)
+    with pytest.raises(ValueError, match="the layer has a forward of its own"):
+        FusedHead.from_linear(patched)
+    handle.remove()
+    assert FusedHead.from_linear(hooked).weight is hooked.weight
+    assert FusedHead.from_linear(plain).weight is plain.weight
