@@ -83,8 +83,8 @@ def linear_kl(
     Returns:
         float32 (float64 for float64 inputs), shaped like `hidden` without its last dimension.
 
-    Not handled: infinite logits; a vocabulary cut over ranks; `torch.compile`, which breaks its
-    graph here.
+    Not handled: infinite logits (`linear_logps` takes a bias of -inf, this does not); a vocabulary
+    cut over ranks; `torch.compile`, which breaks its graph here.
     """
     shape = hidden.shape[:-1]
     hidden = hidden.reshape(-1, hidden.shape[-1])

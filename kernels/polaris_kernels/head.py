@@ -84,7 +84,8 @@ def linear_logps(
         `TokenLogps` shaped like `targets`. With a frozen weight (and bias), backward needs no
         logits; otherwise it makes them again.
 
-    Not handled: infinite logits (a bias of -inf).
+    A bias of -inf bans its id: probability and gradient 0, and -inf for a target. Not handled:
+    logits of +inf, and a bias that bans every id.
     """
     options = HeadOptions(
         temperature=temperature,
