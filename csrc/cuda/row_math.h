@@ -207,7 +207,10 @@ PK_DEVICE float g_logp_of(const PkcRule& rule, const RuleInputs& in, float logp)
       // nan is not stopped
       if (!(free > clipped || r > rule.ratio_cap)) g -= free * in.weight;
     }
-    if (rule.kl != PKC_KL_NONE) g += in.kl_weight * kl_slope(rule.kl, logp - in.ref_logp);
+    // a token without loss may have a log-prob of -inf, whose slope no weight of 0 makes 0
+    if (rule.kl != PKC_KL_NONE && in.kl_weight != 0.0f) {
+      g += in.kl_weight * kl_slope(rule.kl, logp - in.ref_logp);
+    }
   }
   return g;
 }

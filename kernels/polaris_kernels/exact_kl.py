@@ -38,9 +38,16 @@ from torch.autograd.function import once_differentiable
 from .autograd import read_again, scaled
 from .backends.base import Wanted
 from .kl_pass import Head, HeadPair, check_reference, kl_pass
+from .loss_call import times_scale
 from .metrics import Metrics
-from .problem import accumulation_dtype, check_temperature, compute_dtype_of, without_autocast
-from .rows import LossRows, scatter_tokens, select_tokens, view_rows
+from .problem import (
+    accumulation_dtype,
+    check_grad_scale,
+    check_temperature,
+    compute_dtype_of,
+    without_autocast,
+)
+from .rows import LossRows, TokenView, scatter_tokens, select_tokens, view_rows
 from .spec import LossSpec
 
 
@@ -83,8 +90,8 @@ def linear_kl(
     Returns:
         float32 (float64 for float64 inputs), shaped like `hidden` without its last dimension.
 
-    Not handled: infinite logits; a vocabulary cut over ranks; `torch.compile`, which breaks its
-    graph here.
+    Not handled: infinite logits (`linear_logps` takes a bias of -inf, this does not); a vocabulary
+    cut over ranks; `torch.compile`, which breaks its graph here.
     """
     shape = hidden.shape[:-1]
     hidden = hidden.reshape(-1, hidden.shape[-1])
@@ -119,18 +126,22 @@ def linear_kl_loss(
     logit_scale: float = 1.0,
     logits_dtype: str = "fp32",
     chunk_bytes: int | None = None,
+    grad_scale: float | Tensor = 1.0,
 ) -> KLLossOutput:
-    """sum_t w_t KL_t over the tokens of `rows`; its gradients are made in forward.
+    """grad_scale * sum_t w_t KL_t over the tokens of `rows`; its gradients are made in forward.
 
     Args:
         rows: mask, row weights and denominator are used; human rows count like any.
         spec: its aggregation gives w_t; None: `LossSpec()`.
+        grad_scale: factor of the loss and its gradients (not of the metrics); as in
+            `linear_grpo_loss` the place of fp16 training's loss scale.
         the others: as in `linear_kl`, with (N, D) or (B, L, D) hidden states.
 
     Returns:
         `KLLossOutput`. Its loss can be backpropagated once, scaled by anything.
     """
     caller = "linear_kl_loss"
+    grad_scale = check_grad_scale(grad_scale, caller)
     shape, num_tokens = hidden.shape[:-1], hidden.shape[:-1].numel()
     rows.validate(num_tokens, hidden.device, caller)
     hidden = hidden.reshape(-1, hidden.shape[-1])
@@ -163,7 +174,7 @@ def linear_kl_loss(
     found: dict[str, Tensor] = {}
     with without_autocast(hidden.device):
         loss: Tensor = _KLLossFunction.apply(
-            pair, Wanted.of(hidden, weight, bias), view.weight, found, hidden, weight, bias
+            pair, Wanted.of(hidden, weight, bias), view, grad_scale, found, hidden, weight, bias
         )
     kl = scatter_tokens(found["kl"], index, view.kept, num_tokens)
     return KLLossOutput(loss=loss, metrics={"sum_kl": kl.sum()}, kl=kl.view(shape))
@@ -221,16 +232,18 @@ class _KLLossFunction(torch.autograd.Function):
         ctx: Any,
         pair: HeadPair,
         wanted: Wanted,
-        token_weight: Tensor,
+        view: TokenView,
+        grad_scale: float | Tensor,
         found: dict[str, Tensor],
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
         ctx.dtypes = tuple(None if x is None else x.dtype for x in (hidden, weight, bias))
-        coefficients = token_weight if wanted.any else None
+        # into the coefficients: behind the loss a gradient may have been rounded to 0
+        coefficients = times_scale(view.weight, grad_scale) if wanted.any else None
         found["kl"], ctx.made = kl_pass(pair, coefficients, wanted)
-        return (found["kl"] * token_weight).sum()
+        return times_scale((view.with_loss(found["kl"]) * view.weight).sum(), grad_scale)
 
     @staticmethod
     @once_differentiable
@@ -245,7 +258,7 @@ class _KLLossFunction(torch.autograd.Function):
         parts = tuple(None if g is None else scaled(g, grad_loss) for g in found)
         # no other reference may live on, so that autograd takes the tensors without a copy
         del made, found
-        return None, None, None, None, *_as_dtypes(parts, ctx.dtypes)
+        return None, None, None, None, None, *_as_dtypes(parts, ctx.dtypes)
 
 
 def _as_dtypes(

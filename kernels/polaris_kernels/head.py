@@ -16,7 +16,7 @@ from .autograd import LOGP_OUTPUTS, LogpsFunction, LossFunction
 from .backends.base import Statistics, Wanted
 from .loss_call import prepare_head, prepare_loss
 from .metrics import Metrics
-from .problem import HeadOptions, compute_dtype_of, without_autocast
+from .problem import HeadOptions, check_grad_scale, compute_dtype_of, without_autocast
 from .rows import LossFn, LossRows
 from .spec import LossSpec
 from .vocab_parallel import VocabParallel
@@ -84,7 +84,8 @@ def linear_logps(
         `TokenLogps` shaped like `targets`. With a frozen weight (and bias), backward needs no
         logits; otherwise it makes them again.
 
-    Not handled: infinite logits (a bias of -inf).
+    A bias of -inf bans its id: probability and gradient 0, and -inf for a target. Not handled:
+    logits of +inf, and a bias that bans every id.
     """
     options = HeadOptions(
         temperature=temperature,
@@ -199,7 +200,7 @@ def linear_grpo_loss(
         Wanted.of(hidden, weight, bias),
         loss_fn=loss_fn,
         loss_fn_needs_whole_rows=loss_fn_needs_whole_rows,
-        grad_scale=grad_scale,
+        grad_scale=check_grad_scale(grad_scale, caller),
         accumulate_into=accumulate_into,
     )
     return GRPOLossOutput(loss, metrics, logps.view(shape), entropy.view(shape))

@@ -51,7 +51,7 @@ class LossCall:
         """The loss times `grad_scale`, its gradients, and metrics and statistics without it."""
         statistics, gradients = self._passes()
         loss, metrics = self.objective.finish(statistics.logp, statistics.entropy)
-        return _times(loss, self.grad_scale), metrics, statistics, gradients
+        return times_scale(loss, self.grad_scale), metrics, statistics, gradients
 
     def scatter(self, values: Tensor) -> Tensor:
         """(K,) -> (N,): 0 where a token carries no loss."""
@@ -224,10 +224,11 @@ def cut_gradients(whole: TokenGradients, tokens: slice) -> TokenGradients:
 def scale_gradients(found: TokenGradients, scale: float | Tensor) -> TokenGradients:
     """`found` times a number or a () tensor."""
     parts = (found.logp, found.entropy, found.lse)
-    return TokenGradients(*(None if part is None else _times(part, scale) for part in parts))
+    return TokenGradients(*(None if part is None else times_scale(part, scale) for part in parts))
 
 
-def _times(value: Tensor, scale: float | Tensor) -> Tensor:
+def times_scale(value: Tensor, scale: float | Tensor) -> Tensor:
+    """`value` in its own dtype times a number or a () tensor."""
     if isinstance(scale, Tensor):
         # two scalars of different dtypes would promote
         return value * scale.to(value.dtype)

@@ -70,9 +70,7 @@ def collect_metrics(
         for name in ("num_tokens", "sum_loss", "sum_logp", "sum_entropy"):
             summed[_human_name(name)] = summed[name] * human
     # one stacked reduction instead of a dozen small ones
-    stacked = torch.stack(list(summed.values()))
-    if view.kept is not None:
-        stacked = stacked * view.kept
+    stacked = view.with_loss(torch.stack(list(summed.values())))
     metrics: Metrics = dict(zip(summed, stacked.sum(1).unbind(), strict=True))
     if view.is_human is None:
         zero = torch.zeros_like(metrics["num_tokens"])
@@ -80,7 +78,7 @@ def collect_metrics(
             metrics[_human_name(name)] = zero
     metrics["num_rows"] = (view.row_tokens > 0).sum().to(dtype)
     for name, values in largest.items():
-        kept = values if view.kept is None else values * view.kept
+        kept = view.with_loss(values)
         metrics[name] = kept.max() if kept.numel() else kept.new_zeros(())
     return metrics
 

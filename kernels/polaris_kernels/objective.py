@@ -68,7 +68,8 @@ class SpecObjective:
 
     def gradients(self, tokens: slice, logps: Tensor, entropy: Tensor) -> TokenGradients:
         is_whole = logps.shape == self.view.row.shape
-        evaluation = self._evaluate(slice(None) if is_whole else tokens, logps, entropy)
+        tokens = slice(None) if is_whole else tokens
+        evaluation = self._evaluate(tokens, *_harmless(self.view[tokens], logps, entropy))
         if is_whole:
             self._whole = evaluation
         return evaluation.gradients
@@ -76,6 +77,7 @@ class SpecObjective:
     def finish(self, logps: Tensor, entropy: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         # a pass over (K,) vectors costs nothing beside the head, and makes loss and metrics
         # independent of the chunk size
+        logps, entropy = _harmless(self.view, logps, entropy)
         whole = self._whole or self._evaluate(slice(None), logps, entropy)
         loss = whole.loss * self.view.weight
         return loss.sum(), collect_metrics(self.view, logps, entropy, loss, whole.columns)
@@ -164,22 +166,26 @@ class CallbackObjective:
 
     def gradients(self, tokens: slice, logps: Tensor, entropy: Tensor) -> TokenGradients:
         view = self.view[tokens]
+        logps, entropy = _harmless(view, logps, entropy)
         with torch.enable_grad():
             leaves = (logps.detach().requires_grad_(), entropy.detach().requires_grad_())
             loss = self._call(*leaves, view)
-            weighted = (loss * view.weight).sum()
+            weighted = (view.with_loss(loss) * view.weight).sum()
             g_logp, g_entropy = (
                 torch.autograd.grad(weighted, leaves, allow_unused=True)
                 if weighted.requires_grad
                 else (None, None)
             )
-        self._loss[tokens] = loss.detach()
+        # an infinite slope times the 0 that comes back to it is nan
+        g_logp, g_entropy = (None if g is None else view.with_loss(g) for g in (g_logp, g_entropy))
+        self._loss[tokens] = view.with_loss(loss.detach())
         self._seen = True
         return TokenGradients(logp=g_logp, entropy=g_entropy)
 
     def finish(self, logps: Tensor, entropy: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        logps, entropy = _harmless(self.view, logps, entropy)
         if not self._seen and logps.numel():
-            self._loss = self._call(logps, entropy, self.view).detach()
+            self._loss = self.view.with_loss(self._call(logps, entropy, self.view).detach())
         loss = self._loss * self.view.weight
         return loss.sum(), collect_metrics(self.view, logps, entropy, loss, TokenColumns())
 
@@ -192,6 +198,14 @@ class CallbackObjective:
                 f"{tuple(logps.shape)}, got {got}; do not reduce over tokens"
             )
         return loss
+
+
+def _harmless(view: TokenView, logps: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies, 0 where a token carries no loss.
+
+    The head has read some id there, which may be a banned one: no formula gets to see its -inf.
+    """
+    return view.with_loss(logps), view.with_loss(entropy)
 
 
 def is_weights(spec: LossSpec, view: TokenView, old_logps: Tensor) -> Tensor | None:

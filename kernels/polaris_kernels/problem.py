@@ -243,6 +243,18 @@ def check_temperature(
     return temperature.detach().reshape(-1).to(dtype)
 
 
+def check_grad_scale(scale: float | Tensor, caller: str) -> float | Tensor:
+    """A number or a () tensor, from a number or a tensor with one element of any shape."""
+    if not isinstance(scale, Tensor):
+        return scale
+    if scale.numel() != 1:
+        raise ValueError(
+            f"{caller}: grad_scale must be one number for the whole loss, got a tensor of shape "
+            f"{tuple(scale.shape)}; factors of rows belong into rows.row_weight"
+        )
+    return scale.detach().reshape(())
+
+
 def check_above_zero(temperature: float | Tensor, caller: str) -> None:
     """ValueError where a token's temperature is not, on the CPU: a GPU would have to be waited for.
 

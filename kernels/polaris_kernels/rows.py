@@ -155,7 +155,8 @@ class TokenView:
     """The K tokens that reach the loss, every per-row value looked up per token.
 
     On CUDA without `token_index` the tokens without loss are still in it, with `kept` 0, `weight` 0
-    and harmless values; everywhere else `kept` is None and all K tokens carry loss.
+    and harmless values, as are their log-probs and entropies (0); everywhere else `kept` is None
+    and all K tokens carry loss.
     """
 
     row: Tensor
@@ -186,10 +187,13 @@ class TokenView:
         cut: dict[str, Any] = {name: _cut(getattr(self, name), tokens) for name in _PER_TOKEN}
         return replace(self, **cut)
 
+    def with_loss(self, values: Tensor) -> Tensor:
+        """(..., K) values, and 0 where a token carries no loss, even in place of an inf or nan."""
+        return _zero_unless(self.kept, values)
+
     def row_sum(self, values: Tensor) -> Tensor:
         """(K,) -> (R,): the sum over each row's tokens, bitwise repeatable on every device."""
-        if self.kept is not None:
-            values = values * self.kept
+        values = self.with_loss(values)
         total = values.new_zeros(self.num_rows)
         if values.device.type == "cpu":
             return total.index_add_(0, self.row, values)
@@ -289,7 +293,12 @@ def scatter_tokens(
     """(K,) -> (T,): values at their positions, 0 where a token carries no loss."""
     if index is not None:
         return values.new_zeros(num_tokens).index_copy_(0, index, values)
-    return values if kept is None else values * kept
+    return _zero_unless(kept, values)
+
+
+def _zero_unless(kept: Tensor | None, values: Tensor) -> Tensor:
+    # not a product: a banned id under the mask has a log-prob of -inf
+    return values if kept is None else torch.where(kept > 0, values, 0.0)
 
 
 def _token_weight(rows: LossRows, spec: LossSpec, view: TokenView, counted: Tensor) -> Tensor:

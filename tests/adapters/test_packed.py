@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from polaris_kernels import FusedHead, reference
+from polaris_kernels import FusedHead, TokenLogps, reference
+from polaris_kernels.adapters import packed as packed_module
 from polaris_kernels.adapters.openrlhf import log_probs_from_hidden, log_probs_from_logits
 from polaris_kernels.adapters.packed import PackedHead, packed_logps
 
@@ -58,10 +59,30 @@ def test_rows_never_see_each_other() -> None:
         torch.testing.assert_close(mine, exact)
 
 
+@pytest.mark.parametrize("padded_length", [None, 9])
+def test_only_cu_seqlens_is_read_on_the_host(
+    padded_length: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def empty(hidden: Tensor, weight: Tensor, targets: Tensor, **_: object) -> TokenLogps:
+        return TokenLogps(hidden.new_empty(targets.shape))
+
+    # a meta tensor holds nothing that could be read
+    monkeypatch.setattr(packed_module, "linear_logps", empty)
+    hidden, weight, ids, cu_seqlens = (x.detach() for x in packed())
+    found = packed_logps(
+        hidden.to("meta"), weight.to("meta"), ids.to("meta"), cu_seqlens,
+        temperature=torch.ones(len(ids), device="meta"), padded_length=padded_length,
+    ).logps  # fmt: skip
+    shape = (len(ids),) if padded_length is None else (len(LENGTHS), padded_length)
+    assert found.is_meta and found.shape == shape
+
+
 def test_bad_packing_is_refused() -> None:
     hidden, weight, ids, cu_seqlens = packed()
     with pytest.raises(ValueError, match="must run from 0 to T = 16"):
         packed_logps(hidden, weight, ids, cu_seqlens[:-1])
+    with pytest.raises(ValueError, match="must run from 0 to T = 16"):
+        packed_logps(hidden, weight, ids, torch.tensor([0, 9, 5, 16]))
     with pytest.raises(ValueError, match="longest row, 7 tokens"):
         packed_logps(hidden, weight, ids, cu_seqlens, padded_length=6)
 

@@ -111,6 +111,16 @@ def test_the_scale_reaches_loss_and_gradients_but_no_metric():
             assert_close(a, b * 0.125)
 
 
+def test_a_scale_of_one_element_is_a_number_and_of_more_is_refused():
+    head = make_head()
+    rows = make_rows(head)
+    found = run(head, rows, spec=SPEC, grad_scale=torch.tensor([0.125]))
+    assert found.loss.shape == ()
+    assert torch.equal(found.loss, run(head, rows, spec=SPEC, grad_scale=0.125).loss)
+    with pytest.raises(ValueError, match=r"grad_scale must be one number .* shape \(2,\)"):
+        run(head, rows, spec=SPEC, grad_scale=torch.ones(2))
+
+
 def test_a_loss_scale_saves_fp16_gradients_from_underflow():
     """Token weights of 1e-7 are close to the smallest fp16: a scale that comes first keeps them."""
     exact_head = make_head(64, 16, 97, scale=0.3).to(torch.float16).to(torch.float64)

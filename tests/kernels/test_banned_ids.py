@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from polaris_kernels import LossSpec, grpo_loss, linear_grpo_loss, linear_logps, selective_logps
+from polaris_kernels import (
+    LossSpec,
+    TokenView,
+    grpo_loss,
+    linear_grpo_loss,
+    linear_logps,
+    selective_logps,
+)
+from polaris_kernels import rows as rows_module
 from polaris_kernels.backends import native
 
 from .cases import as_float32, make_head, make_rows
@@ -119,6 +127,45 @@ def test_a_bias_of_minus_infinity(chunk_bytes, options, monkeypatch):
         torch.testing.assert_close(d_hidden, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(d_weight[REST], d_rest, rtol=1e-4, atol=1e-4)
         assert (d_weight[BANNED] == 0).all()
+
+
+@pytest.mark.parametrize("banned", [-torch.inf, -1e4], ids=str)
+@pytest.mark.parametrize("loss_type", ["dapo", "cispo", "gspo", "dro", "callback"])
+def test_banned_ids_under_the_mask_never_matter(loss_type, banned, monkeypatch):
+    # a token without loss that stays among the others has id 0 for its target, a banned one
+    targets, _ = targets_of()
+    head = replace(make_head(N, D, V, dtype=torch.float32, scale=0.3), targets=targets)
+    rows = as_float32(make_rows(head, 4))
+    off = ~rows.completion_mask
+    assert off.any()
+    bias = torch.zeros(V).masked_fill_(BANNED, banned)
+
+    def squared_distance(logps: Tensor, entropy: Tensor, tokens: TokenView) -> Tensor:
+        assert logps.isfinite().all()
+        # 0 / 0 under the mask
+        return (logps - tokens.old_logps).square() + 1e-3 * (logps / tokens.old_logps)
+
+    if loss_type == "callback":
+        kind = {"loss_fn": squared_distance}
+    else:
+        high = {"epsilon_high": 5.0} if loss_type == "cispo" else {}
+        kind = {"spec": replace(SPEC, loss_type=loss_type, **high)}
+    results = []
+    for in_place in (False, True):
+        if in_place:
+            monkeypatch.setattr(rows_module, "_is_host_memory", lambda value: False)
+        out = linear_grpo_loss(
+            head.hidden, head.weight, targets, rows=rows, bias=bias, **kind,
+            backend=None if in_place else "torch",
+        )  # fmt: skip
+        results.append((out, torch.autograd.grad(out.loss, (head.hidden, head.weight))))
+    (expected, expected_grads), (out, found) = results
+    torch.testing.assert_close(out.loss, expected.loss, **CLOSE)
+    for a, b in zip(found, expected_grads, strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
+    assert (out.logps[off] == 0).all() and (out.entropy[off] == 0).all()
+    for name, value in expected.metrics.items():
+        torch.testing.assert_close(out.metrics[name], value, **CLOSE, msg=name)
 
 
 def test_nan_among_them_stays_loud():

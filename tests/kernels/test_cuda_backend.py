@@ -4,6 +4,7 @@ of every loss against the reference, and which of them take one read of the logi
 Shapes: `N tokens . D hidden . V vocab`.
 """
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -21,7 +22,7 @@ from polaris_kernels import (
 from polaris_kernels.backends import cuda_library, cuda_probe, get_backend
 from polaris_kernels.backends.native_library import LibraryError
 from polaris_kernels.backends.row_kernels import CudaRows
-from polaris_kernels.backends.triton_chunked import TritonBackend
+from polaris_kernels.backends.triton_chunked import TritonBackend, _is_capturing
 from polaris_kernels.foreseen import rule_of
 from polaris_kernels.objective import SpecObjective
 from polaris_kernels.testing import no_worse_than_torch
@@ -234,6 +235,49 @@ def test_without_a_device_triton_takes_over_by_name(monkeypatch, caplog):
     with caplog.at_level("WARNING", logger="polaris_kernels"):
         assert active_backend("cuda") == "triton"
     assert "head on cuda: triton backend (polaris_kernels: torch finds no CUDA" in caplog.text
+
+
+def test_each_device_is_probed_and_chosen_for_by_itself(library, monkeypatch, caplog):
+    current, tried = [0], []
+
+    @contextmanager
+    def switched(device):
+        before, current[0] = current[0], device.index
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    monkeypatch.delenv(backends.ENVIRONMENT_KEY, raising=False)
+    monkeypatch.setattr(backends, "_chosen", {})
+    monkeypatch.setattr(backends, "_instances", {})
+    monkeypatch.setitem(backends._FACTORIES, "cuda", backends._cuda)
+    monkeypatch.setattr(cuda_probe, "CudaLibrary", lambda: Emulator(library))
+    monkeypatch.setattr(
+        cuda_probe, "try_rows", lambda kernels, device, *_: tried.append((device.index, *current))
+    )
+    capabilities = [(9, 0), (7, 5), (8, 0)]
+    for name, fake in {
+        "is_available": lambda: True,
+        "current_device": lambda: current[0],
+        "device": switched,
+        "get_device_capability": lambda device=None: capabilities[device.index],
+        # of the current device alone, as torch's
+        "is_current_stream_capturing": lambda: current[0] == 2,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    with caplog.at_level("WARNING", logger="polaris_kernels"):
+        assert active_backend("cuda:1") == "triton"
+        assert active_backend("cuda") == active_backend("cuda:0") == "cuda"
+        assert active_backend("cuda:2") == "triton"
+    assert "cuda:1 has 7.5" in caplog.text and "graph capture" in caplog.text
+    assert set(tried) == {(0, 0)}
+    current[0] = 1
+    assert active_backend("cuda") == "triton"
+    assert get_backend(torch.device("cuda:0"), "cuda") is get_backend(torch.device("cuda:0"))
+    with pytest.raises(LibraryError, match="needs compute capability"):
+        get_backend(torch.device("cuda:1"), "cuda")
+    assert [_is_capturing(torch.device("cuda", i)) for i in range(3)] == [False, False, True]
 
 
 def test_it_is_refused_for_cpu_tensors_and_named_when_missing(monkeypatch):

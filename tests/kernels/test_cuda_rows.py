@@ -201,6 +201,25 @@ def test_the_clipped_surrogate_is_differentiated_on_the_chip(library, kl_slope, 
     assert float((out - exact).abs().max()) < 2e-6 * float(exact.abs().max()) + 1e-6
 
 
+@pytest.mark.parametrize("kl_slope", ["k2", "k3"])
+@pytest.mark.parametrize("cluster", [0, 2])
+def test_a_kl_of_weight_0_may_be_infinite(library, kl_slope, cluster):
+    rows = make_rows(2, ONE_TAIL, torch.float32, parts=())
+    # the last row carries no loss, and its target is banned
+    rows.logits[1, rows.targets[1]] = -torch.inf
+    once = torch.tensor([1.0, 0.0])
+    rule = RowRule(
+        TokenGradients(logp=None),
+        ClippedSurrogate(
+            advantages=once, weight=once, old_logps=torch.zeros(2), low=0.9, high=1.2,
+            kl_slope=kl_slope, ref_logps=torch.zeros(2), kl_weight=once,
+        ),
+    )  # fmt: skip
+    state, out = run(library, rows, cluster, rule=rule)
+    assert state.logp[1] == -torch.inf
+    assert (out[1] == 0).all() and out[0].isfinite().all() and (out[0] != 0).any()
+
+
 @pytest.mark.parametrize("cluster", [1, 2, 8])
 @pytest.mark.parametrize("spread", [3.0, 40.0], ids=["flat", "peaked"])
 @pytest.mark.parametrize("V", [ONE_TAIL, 1_501])

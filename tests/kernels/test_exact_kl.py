@@ -12,7 +12,7 @@ from polaris_kernels import LossSpec, kl_pass, linear_kl, linear_kl_loss, merge_
 from polaris_kernels import rows as rows_module
 from polaris_kernels.testing import no_worse_than_torch
 
-from .cases import Head, assert_close, grads, make_head, make_rows
+from .cases import Head, as_float32, assert_close, grads, make_head, make_rows
 
 
 def make_pair(N=24, D=6, V=33, *, ref_D=5, dtype=torch.float64, bias=True, **options: Any):
@@ -219,6 +219,37 @@ def test_the_loss_is_the_weighted_sum_over_tokens_with_loss(aggregation, dense, 
     assert_close(out.metrics["sum_kl"], (kl * kept).sum())
     for a, b in zip(grads(0.3 * out.loss, policy), slopes, strict=True):
         assert_close(a, 0.3 * b)
+
+
+@pytest.mark.parametrize("scale", [0.125, torch.tensor([0.125])], ids=["number", "tensor"])
+def test_the_scale_reaches_loss_and_gradients_but_no_metric(scale):
+    policy, ref = make_pair(40)
+    rows = make_rows(policy)
+    plain = run(linear_kl_loss, policy, ref, rows=rows)
+    scaled = run(linear_kl_loss, policy, ref, rows=rows, grad_scale=scale)
+    assert scaled.loss.shape == () and torch.equal(scaled.loss, plain.loss * 0.125)
+    assert plain.metrics == scaled.metrics and torch.equal(plain.kl, scaled.kl)
+    for a, b in zip(grads(scaled.loss, policy), grads(plain.loss, policy), strict=True):
+        assert_close(a, b * 0.125)
+
+
+def test_a_loss_scale_saves_fp16_gradients_from_underflow(monkeypatch):
+    # GPU GEMMs read d loss / d logits in the weight's dtype: here as there
+    inner = kl_pass._Gradients.add
+    monkeypatch.setattr(
+        kl_pass._Gradients, "add", lambda self, tokens, dz: inner(self, tokens, dz.half().float())
+    )
+    wide = [
+        replace(head.to(torch.float16).to(torch.float64), bias=None)
+        for head in make_pair(64, scale=0.3, bias=False)
+    ]
+    policy, ref = (head.to(torch.float16) for head in wide)
+    rows = replace(as_float32(make_rows(wide[0])), denominator=1e7)
+    found = run(linear_kl_loss, policy, ref, rows=rows, grad_scale=2.0**20)
+    kl = exact(*wide)[rows.completion_mask].sum() / 1e7 * 2.0**20
+    for a, b in zip(grads(found.loss, policy), grads(kl, wide[0]), strict=True):
+        assert a.dtype == torch.float16
+        assert_close(a.double(), b, 5e-3)
 
 
 def test_micro_batches_with_a_global_denominator_add_up():

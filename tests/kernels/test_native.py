@@ -247,7 +247,7 @@ def test_the_environment_chooses_the_instruction_set(monkeypatch):
 def test_a_first_choice_that_is_missing_is_replaced_and_a_log_line_says_so(
     how, monkeypatch, caplog
 ):
-    def stale():
+    def stale(device):
         raise LibraryError("the library is stale")
 
     factories = {"torch": backends._FACTORIES["torch"]}

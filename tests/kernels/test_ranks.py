@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 
 from polaris_kernels import VocabParallel, linear_logps
+from polaris_kernels import problem as problem_module
 
 from .cases import make_head
 
@@ -45,3 +46,15 @@ def test_one_rank_is_the_whole_head_and_breaks_a_compiled_graph(one_rank):
     assert torch.allclose(run(), expected, atol=1e-6)
     torch._dynamo.reset()
     assert torch.equal(torch.compile(run, backend="aot_eager")(), run())
+
+
+def test_a_target_that_no_shard_has_makes_its_row_nan(one_rank, monkeypatch):
+    # targets are checked on the CPU alone
+    monkeypatch.setattr(problem_module, "check_targets", lambda targets, *_: targets)
+    head = make_head()
+    targets = head.targets.clone()
+    targets[2], targets[5] = -100, head.weight.shape[0]
+    vocab = VocabParallel.of_shard(head.weight, one_rank)
+    for weight in (head.weight, head.weight.detach()):
+        logps = linear_logps(head.hidden, weight, targets, vocab=vocab).logps
+        assert logps.isnan().nonzero().flatten().tolist() == [2, 5]

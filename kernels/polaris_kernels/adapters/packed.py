@@ -9,14 +9,15 @@
 Shapes: `T packed tokens . R rows . D hidden . V vocab`.
 """
 
-from itertools import pairwise
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..fused_head import FusedHead
 from ..head import TokenLogps, linear_logps
+from ..host_tables import send
 
 # prime-rl's heads of plain logits: nn.Linear with another forward. Its Gemma head, which caps them,
 # and its cross-entropy heads, which return a loss, have names of their own
@@ -78,26 +79,41 @@ def packed_logps(
         hidden: (T, D) float, the model's last hidden states of the packed rows.
         weight: (V, D) of the output head.
         input_ids: (T,) integers in [0, V).
-        cu_seqlens: (R + 1,) int32 or int64: row r is [cu_seqlens[r], cu_seqlens[r + 1]).
+        cu_seqlens: (R + 1,) int32 or int64: row r is [cu_seqlens[r], cu_seqlens[r + 1]),
+            on any device.
         padded_length: L of a padded result; None: a packed one.
         options: keywords of `linear_logps`; a tensor `temperature` is (T,).
 
-    `cu_seqlens` is read on the host: on CUDA one wait.
+    `cu_seqlens` is read on the host: on CUDA one wait, and none where it is on the CPU.
 
     Returns:
         `TokenLogps` with the log-prob of token t at position t: (T,), or (R, L) with zeros behind
         each row's end, as NeMo-RL keeps them.
     """
     T = input_ids.shape[0]
-    ends = cu_seqlens.tolist()
-    if hidden.dim() != 2 or hidden.shape[0] != T or not ends or ends[0] != 0 or ends[-1] != T:
+    ends = np.asarray(cu_seqlens.tolist(), dtype=np.int64)
+    lengths = np.diff(ends)
+    runs = ends.size and ends[0] == 0 and ends[-1] == T and (lengths >= 0).all()
+    if hidden.dim() != 2 or hidden.shape[0] != T or not runs:
         raise ValueError(
             f"packed_logps: cu_seqlens must run from 0 to T = {T} and hidden be (T, D), got "
-            f"{ends[:1]}...{ends[-1:]} and {tuple(hidden.shape)}; leave padding tokens out"
+            f"{ends[:1].tolist()}...{ends[-1:].tolist()} and {tuple(hidden.shape)}; leave padding "
+            "tokens out"
         )
-    first = torch.zeros(T, dtype=torch.bool, device=hidden.device)
-    first[cu_seqlens[:-1][cu_seqlens.diff() > 0].long()] = True
-    target = (~first).nonzero().squeeze(1)
+    row = np.repeat(np.arange(lengths.size), lengths)
+    inside = np.arange(T) - ends[row]
+    targets = np.flatnonzero(inside > 0)
+    places, shape = targets, (T,)
+    if padded_length is not None:
+        longest = lengths.max(initial=0)
+        if longest > padded_length:
+            raise ValueError(
+                f"packed_logps: padded_length={padded_length} is less than the longest row, "
+                f"{longest} tokens; give at least that"
+            )
+        places = (row * padded_length + inside)[targets]
+        shape = (lengths.size, padded_length)  # type: ignore[assignment]
+    target, place = send(np.stack((targets, places)), hidden.device)
     temperature = options.pop("temperature", 1.0)
     if isinstance(temperature, Tensor) and temperature.dim():
         temperature = temperature.index_select(0, target)
@@ -105,17 +121,6 @@ def packed_logps(
         hidden.index_select(0, target - 1), weight, input_ids.index_select(0, target),
         temperature=temperature, **options,
     )  # fmt: skip
-    place, shape = target, (T,)
-    if padded_length is not None:
-        lengths = [b - a for a, b in pairwise(ends)]
-        if max(lengths, default=0) > padded_length:
-            raise ValueError(
-                f"packed_logps: padded_length={padded_length} is less than the longest row, "
-                f"{max(lengths)} tokens; give at least that"
-            )
-        row = torch.repeat_interleave(cu_seqlens.diff().long(), output_size=T)[target]
-        place = row * padded_length + target - cu_seqlens[row].long()
-        shape = (len(lengths), padded_length)  # type: ignore[assignment]
     return TokenLogps(*(_spread(value, place, shape) for value in found))
 
 

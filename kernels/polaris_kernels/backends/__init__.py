@@ -22,7 +22,7 @@ ENVIRONMENT_KEY = "POLARIS_KERNELS_BACKEND"
 log = logging.getLogger("polaris_kernels")
 
 
-def _native() -> HeadBackend:
+def _native(device: torch.device) -> HeadBackend:
     from .native import NativeBackend
 
     return NativeBackend()
@@ -35,20 +35,22 @@ def _triton(name: str, *, drops_rows: bool) -> HeadBackend:
     return TritonBackend(name, drops_rows=drops_rows)
 
 
-def _cuda() -> HeadBackend:
+def _cuda(device: torch.device) -> HeadBackend:
     from .cuda_probe import checked_rows
     from .triton_chunked import TritonBackend
 
-    return TritonBackend("cuda", kernels=checked_rows())
+    return TritonBackend("cuda", kernels=checked_rows(device))
 
 
-_FACTORIES: dict[str, Callable[[], HeadBackend]] = {TorchBackend.name: lambda: TorchBackend()}
+_FACTORIES: dict[str, Callable[[torch.device], HeadBackend]] = {
+    TorchBackend.name: lambda device: TorchBackend()
+}
 if native_library.PATH.exists():
     _FACTORIES["native"] = _native
 if find_spec("triton") is not None:
-    _FACTORIES["triton"] = lambda: _triton("triton", drops_rows=False)
+    _FACTORIES["triton"] = lambda device: _triton("triton", drops_rows=False)
     # waits for the device once a chunk, so nobody gets it without asking
-    _FACTORIES["triton_compact"] = lambda: _triton("triton_compact", drops_rows=True)
+    _FACTORIES["triton_compact"] = lambda device: _triton("triton_compact", drops_rows=True)
     if cuda_library.PATH.exists():
         _FACTORIES["cuda"] = _cuda
 # first available name that serves the device wins
@@ -61,8 +63,9 @@ _COMPILED = {
     "native": ("cpu", "the CPU", native_library),
     "cuda": ("cuda", "CUDA devices", cuda_library),
 }
+# by name, but for what is probed on each device: by name and device
 _instances: dict[str, HeadBackend] = {}
-_chosen: dict[str, HeadBackend] = {}
+_chosen: dict[torch.device, HeadBackend] = {}
 
 
 def available_backends() -> tuple[str, ...]:
@@ -81,7 +84,7 @@ def get_backend(device: torch.device, name: str | None = None) -> HeadBackend:
     if name is None and (name := os.environ.get(ENVIRONMENT_KEY) or None):
         source = ENVIRONMENT_KEY
     if name is None:
-        return _first_choice(device.type)
+        return _first_choice(_with_index(device))
     if name not in _FACTORIES:
         hint = f"; {_COMPILED[name][2].REBUILD}" if name in _COMPILED else ""
         raise ValueError(
@@ -94,31 +97,42 @@ def get_backend(device: torch.device, name: str | None = None) -> HeadBackend:
             f"{_COMPILED[name][1]} only, for tensors on {device}; move them or choose another "
             "backend"
         )
-    return _instance(name)
+    return _instance(name, _with_index(device))
 
 
-def _instance(name: str) -> HeadBackend:
-    if name not in _instances:
-        _instances[name] = _FACTORIES[name]()
-    return _instances[name]
+def _instance(name: str, device: torch.device) -> HeadBackend:
+    # chips of one machine may differ, and the right numbers of one say nothing of another's
+    key = f"{name} on {device}" if name == "cuda" else name
+    if key not in _instances:
+        _instances[key] = _FACTORIES[name](device)
+    return _instances[key]
 
 
-def _first_choice(device_type: str) -> HeadBackend:
+def _with_index(device: torch.device) -> torch.device:
+    """The device itself: "cuda" is the current one, and there is one CPU."""
+    if device.type != "cuda":
+        return torch.device(device.type)
+    if device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _first_choice(device: torch.device) -> HeadBackend:
     """The first backend in the device's preference that works; what it replaces is logged, once."""
-    if device_type not in _chosen:
+    if device not in _chosen:
         skipped = ""
-        for name in _PREFERENCE.get(device_type, ("torch",)):
+        for name in _PREFERENCE.get(device.type, ("torch",)):
             if name in _COMPILED and name not in _FACTORIES:
                 library = _COMPILED[name][2]
                 skipped = f" ({library.PATH.name} is missing: {library.REBUILD})"
             if name not in _FACTORIES:
                 continue
             try:
-                _chosen[device_type] = _instance(name)
+                _chosen[device] = _instance(name, device)
             except native_library.LibraryError as error:
                 skipped = f" ({error})"
                 continue
             level = logging.WARNING if skipped else logging.INFO
-            log.log(level, "head on %s: %s backend%s", device_type, name, skipped)
+            log.log(level, "head on %s: %s backend%s", device, name, skipped)
             break
-    return _chosen[device_type]
+    return _chosen[device]

@@ -25,8 +25,8 @@ _WIDTHS = (1_003, 151_931)
 _MIN_CAPABILITY = 8
 
 
-def checked_rows() -> CudaRows:
-    """The compiled row kernels, tried on the current device.
+def checked_rows(device: torch.device) -> CudaRows:
+    """The compiled row kernels, tried on `device`, whichever is the current one.
 
     Raises:
         LibraryError: the device is too old, the library does not load or launch, or its numbers are
@@ -34,17 +34,21 @@ def checked_rows() -> CudaRows:
     """
     if not torch.cuda.is_available():
         raise LibraryError("polaris_kernels: torch finds no CUDA device")
-    major, minor = torch.cuda.get_device_capability()
+    with torch.cuda.device(device):
+        return _checked_rows(device)
+
+
+def _checked_rows(device: torch.device) -> CudaRows:
+    major, minor = torch.cuda.get_device_capability(device)
     if major < _MIN_CAPABILITY:
         raise LibraryError(f"polaris_kernels: {PATH.name} needs compute capability 8.0 or more, "
-                           f"this device has {major}.{minor}")  # fmt: skip
+                           f"{device} has {major}.{minor}")  # fmt: skip
     if torch.cuda.is_current_stream_capturing():
         raise LibraryError(
             "polaris_kernels: the first call came inside a graph capture, where the CUDA kernels "
             "cannot be tried; run one step before"
         )
     kernels = CudaRows(CudaLibrary())
-    device = torch.device("cuda", torch.cuda.current_device())
     for width in _WIDTHS:
         for dtype in _TOLERANCE:
             try_rows(kernels, device, width, dtype)

@@ -359,4 +359,8 @@ def _tile_multiple(rows: int, *, up: bool) -> int:
 
 
 def _is_capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if device.type != "cuda":
+        return False
+    # of the tensors' device, which need not be the current one
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()

@@ -43,8 +43,8 @@ class ShardedBackend:
 
     def statistics(self, problem: HeadProblem) -> Statistics:
         """Log-probs, entropies and lse of the whole vocabulary, the same on every rank."""
-        local, owned = self._localize(problem)
-        return self._merge(self.inner.statistics(local), owned).whole
+        local, owned, elsewhere = self._localize(problem)
+        return self._merge(self.inner.statistics(local), owned, elsewhere).whole
 
     def gradients(
         self,
@@ -56,7 +56,7 @@ class ShardedBackend:
         weight_into: Tensor | None = None,
     ) -> tuple[Statistics, HeadGradients]:
         """As `HeadBackend.gradients`; hidden is summed over ranks, weight and bias are local."""
-        local, owned = self._localize(problem)
+        local, owned, elsewhere = self._localize(problem)
         sums = _Sums(problem, wanted, weight_into, self.vocab)
         found: list[Statistics] = []
         for tokens in self._slices(problem):
@@ -65,7 +65,7 @@ class ShardedBackend:
                 part: slice, shard: Statistics, start: int = tokens.start
             ) -> TokenGradients:
                 place = slice(start + part.start, start + part.stop)
-                merged = self._merge(shard, owned[place])
+                merged = self._merge(shard, owned[place], elsewhere[place])
                 found.append(merged.whole)
                 return merged.to_shard(coefficients(place, merged.whole))
 
@@ -100,8 +100,9 @@ class ShardedBackend:
         count = max(1, self.num_chunks(problem))
         return even_slices(problem.num_tokens, -(-problem.num_tokens // count))
 
-    def _localize(self, problem: HeadProblem) -> tuple[HeadProblem, Tensor]:
-        """The shard's problem, and (N,) bool: whose target is among its rows."""
+    def _localize(self, problem: HeadProblem) -> tuple[HeadProblem, Tensor, Tensor]:
+        """The shard's problem, (N,) bool: whose target is among its rows, and (N,) the logit of a
+        target that is not: -inf, and nan where no shard has it."""
         column = problem.targets - self.vocab.first_row
         size = problem.vocab_size
         owned = (column >= 0) & (column < size)
@@ -111,16 +112,18 @@ class ShardedBackend:
             bias=None if problem.bias is None else _never_all_banned(problem.bias),
             hidden_grad_dtype=problem.acc_dtype,
         )
-        return local, owned
+        known = (problem.targets >= 0) & (problem.targets < self.vocab.total)
+        nan = torch.full_like(column, torch.nan, dtype=problem.acc_dtype)
+        return local, owned, nan.masked_fill_(known, -torch.inf)
 
-    def _merge(self, shard: Statistics, owned: Tensor) -> "_Merged":
+    def _merge(self, shard: Statistics, owned: Tensor, elsewhere: Tensor) -> "_Merged":
         """Statistics (C,) of the whole vocabulary from those of every shard."""
         ranks, C = len(self.vocab.sizes), owned.shape[0]
         if not C:
             return _Merged(shard, shard.lse, shard.lse, owned)
         mean = shard.lse - shard.entropy
         # of the ranks that do not own the target, nothing: log 0
-        logit = torch.where(owned, shard.logp + shard.lse, -torch.inf)
+        logit = torch.where(owned, shard.logp + shard.lse, elsewhere)
         mine = torch.stack((shard.lse, mean, logit))
         gathered = mine.new_empty(ranks * 3, C)
         dist.all_gather_into_tensor(gathered, mine, group=self.vocab.group)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..host_tables import send
+
 CHUNK_SIZE = 64
 
 
@@ -65,7 +67,7 @@ class RowChunks:
             row_start,
             row_chunk,
         )
-        sent = _send(np.concatenate(tables), torch.device(device))
+        sent = send(np.concatenate(tables), torch.device(device))
         return RowChunks(
             int(row_start[-1]),
             int(row_chunk[-1]),
@@ -73,10 +75,3 @@ class RowChunks:
             chunk_size,
             *sent.split([len(table) for table in tables]),
         )
-
-
-def _send(array: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
