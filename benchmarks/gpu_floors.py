@@ -13,7 +13,6 @@ Shapes: `C rows . V vocab`.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,7 +25,7 @@ from polaris_kernels import available_backends
 from polaris_kernels.backends import get_backend
 from polaris_kernels.objective import TokenGradients
 
-from .journal import DeviceLost, Journal, add_arguments
+from .journal import Journal, run_part
 from .measure import Call, quantile, take_turns
 
 _COPY_BYTES = 4 * 2**30
@@ -235,18 +234,7 @@ def measure(journal: Journal, *, tiny: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--tiny", action="store_true", help="shapes for a dry run")
-    add_arguments(parser)
-    known = parser.parse_args(arguments)
-    journal = Journal(known.json, torch.device(known.device), {"rows": []}, resume=known.resume)
-    try:
-        measure(journal, tiny=known.tiny)
-    except DeviceLost as lost:
-        print(f"stopped, the device is lost: {lost}")
-        return 1
-    return journal.status()
+    return run_part(__doc__, {"rows": []}, measure, arguments)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ Shapes: `T tokens . H query or key heads . Hkv, Hv key/value or value heads . d,
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterator
 from functools import cache, partial
@@ -36,7 +35,7 @@ from polaris_fast.model.measured_kernels import (
     with_gradients,
 )
 
-from .journal import DeviceLost, Journal, add_arguments
+from .journal import Journal, run_part
 from .measure import Call, quantile, take_turns
 
 _ATTENTION, _DELTA = (16, 4, 256), (16, 32, 128, 128)
@@ -168,19 +167,7 @@ def _forward(rule: Rule, inputs: list[Tensor], layout: PackedLayout) -> Tensor:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--tiny", action="store_true", help="shapes for a dry run")
-    add_arguments(parser)
-    known = parser.parse_args(arguments)
-    device = torch.device(known.device)
-    journal = Journal(known.json, device, {"parity": [], "times": []}, resume=known.resume)
-    try:
-        measure(journal, tiny=known.tiny)
-    except DeviceLost as lost:
-        print(f"stopped, the device is lost: {lost}")
-        return 1
-    return journal.status()
+    return run_part(__doc__, {"parity": [], "times": []}, measure, arguments)
 
 
 if __name__ == "__main__":

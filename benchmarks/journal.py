@@ -17,7 +17,7 @@ import faulthandler
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,33 @@ class Journal:
         if limit_s is not None and self.device.type == "cuda":
             # a thread of its own ends the process: one that waits for a device hears no signal
             faulthandler.dump_traceback_later(limit_s, exit=True, file=sys.__stderr__)
+
+
+def run_part(
+    doc: str | None,
+    empty: dict[str, Any],
+    measure: Callable[..., None],
+    arguments: list[str] | None,
+) -> int:
+    """The command line of a part that a GPU is measured by; its exit status.
+
+    Args:
+        doc: of its module.
+        empty: its results before the first.
+        measure: called with the journal, and `tiny=`.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tiny", action="store_true", help="shapes for a dry run")
+    add_arguments(parser)
+    known = parser.parse_args(arguments)
+    journal = Journal(known.json, torch.device(known.device), empty, resume=known.resume)
+    try:
+        measure(journal, tiny=known.tiny)
+    except DeviceLost as lost:
+        print(f"stopped, the device is lost: {lost}")
+        return 1
+    return journal.status()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

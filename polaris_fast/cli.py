@@ -192,7 +192,8 @@ def _plan_comment(config: Config) -> str:
     """
     from .model.load import quiet_transformers
     from .plan.assumptions import Assumptions
-    from .plan.estimate import estimate_run, estimate_summary
+    from .plan.build import reckon
+    from .plan.estimate import estimate_summary
     from .plan.hardware import this_cpu, this_machine
     from .plan.records import local_records, settled
     from .plan.table import memory_summary
@@ -203,9 +204,10 @@ def _plan_comment(config: Config) -> str:
     try:
         local = local_records(config)
         config, notes = settled(config, local, Assumptions())
-        memory, cost = estimate_run(config, machine, local.training, local.held_out)
+        found = reckon(config, machine, local.training, local.held_out, Assumptions())
         text = "".join(f"{note}\n" for note in notes)
-        text += memory_summary(memory, name) + estimate_summary(memory, cost, machine)
+        text += memory_summary(found.memory, name)
+        text += estimate_summary(found.memory, found.cost, machine)
         text += "\nMore, and other machines: polaris plan --help\n"
     except UserError as error:
         text = f"no plan: {error}\n"

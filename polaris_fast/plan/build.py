@@ -58,11 +58,8 @@ def make_plan(
     local = local_records(config)
     config, notes = settled(config, local, assumed)
     records, held_out = local.training, local.held_out
-    shape = shape_of_run(config)
-    ranks = training_part(config, machine)
-    steps, source = steps_of(config, records, lengths_file)
-    memory = memory_plan(config, shape, ranks)
-    step = step_time_of(config, shape, ranks, steps, assumed, memory)
+    found = reckon(config, machine, records, held_out, assumed, lengths_file)
+    shape, ranks, memory = found.shape, found.ranks, found.memory
     remedy = None if memory.fits else smallest_remedy(config, shape, ranks)
     return Plan(
         config=config,
@@ -70,22 +67,58 @@ def make_plan(
         machine=machine,
         num_ranks=ranks.count,
         memory=memory,
-        step=step,
-        cost=run_cost(
-            config,
-            machine,
-            step,
-            assumed,
-            num_records=len(records),
-            num_held_out=None if held_out is None else len(held_out),
-        ),
+        step=found.step,
+        cost=found.cost,
         assumed=assumed,
-        lengths_source=source,
+        lengths_source=found.lengths_source,
         notes=notes,
         longest_row=longest_row(config, shape, ranks),
         advice=tuple(advise(config, shape, ranks, memory)),
         remedy=None if remedy is None else remedy[0],
     )
+
+
+@dataclass(frozen=True)
+class Reckoned:
+    """Memory, time and money of a run as it is configured."""
+
+    shape: ModelShape
+    ranks: Machine  # that train
+    memory: MemoryPlan
+    step: StepTime
+    cost: RunCost
+    lengths_source: str
+
+
+def reckon(
+    config: Config,
+    machine: Machine,
+    records: Sequence[StoryRecord],
+    held_out: Sequence[StoryRecord] | None,
+    assumed: Assumptions,
+    lengths_file: str | None = None,
+) -> Reckoned:
+    """What a run needs and takes, without a search for anything better.
+
+    Args:
+        config: as `records.settled` leaves it.
+        machine: all of it, servers' GPUs included.
+        records: training prompts; empty: not known.
+        held_out: prompts of the evaluations; None: not known.
+
+    Raises:
+        UserError: the model's config or the lengths cannot be read.
+    """
+    shape = shape_of_run(config)
+    ranks = training_part(config, machine)
+    steps, source = steps_of(config, records, lengths_file)
+    memory = memory_plan(config, shape, ranks)
+    step = step_time_of(config, shape, ranks, steps, assumed, memory)
+    num_held_out = None if held_out is None else len(held_out)
+    cost = run_cost(
+        config, machine, step, assumed, num_records=len(records), num_held_out=num_held_out
+    )
+    return Reckoned(shape, ranks, memory, step, cost, source)
 
 
 def steps_of(

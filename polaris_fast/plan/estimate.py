@@ -8,12 +8,11 @@ from dataclasses import replace
 from ..config import Config
 from ..types import StoryRecord, UserError
 from .assumptions import Assumptions
-from .build import step_time_of, steps_of
-from .cost import RunCost, run_cost
+from .build import reckon
+from .cost import RunCost
 from .hardware import Machine, this_cpu, this_machine
-from .memory import MemoryPlan, memory_plan
-from .servers import own_gpus, training_part
-from .shapes import shape_of_run
+from .memory import MemoryPlan
+from .servers import own_gpus
 from .table import gib, usd
 
 
@@ -42,43 +41,10 @@ def estimate_before_run(
         share = machine.memory_bytes if is_gpu else machine.memory_bytes // num_ranks
         count = num_ranks + (own_gpus(config) if is_gpu else 0)
         machine = replace(machine, count=count, memory_bytes=share)
-        return estimate_summary(*estimate_run(config, machine, records, held_out), machine)
+        found = reckon(config, machine, records, held_out, Assumptions())
+        return estimate_summary(found.memory, found.cost, machine)
     except UserError as error:
         return f"no estimate: {error}"
-
-
-def estimate_run(
-    config: Config,
-    machine: Machine,
-    records: Sequence[StoryRecord],
-    held_out: Sequence[StoryRecord] | None = (),
-) -> tuple[MemoryPlan, RunCost]:
-    """Memory and cost alone, without a search for anything better.
-
-    Args:
-        config: as `records.settled` leaves it.
-        machine: all of it, servers' GPUs included.
-        records: training prompts; empty: not known.
-        held_out: prompts of the evaluations; None: not known.
-
-    Raises:
-        UserError: as `make_plan`.
-    """
-    assumed = Assumptions()
-    shape = shape_of_run(config)
-    ranks = training_part(config, machine)
-    steps, _ = steps_of(config, records, None)
-    memory = memory_plan(config, shape, ranks)
-    step = step_time_of(config, shape, ranks, steps, assumed, memory)
-    cost = run_cost(
-        config,
-        machine,
-        step,
-        assumed,
-        num_records=len(records),
-        num_held_out=None if held_out is None else len(held_out),
-    )
-    return memory, cost
 
 
 def estimate_summary(memory: MemoryPlan, cost: RunCost, machine: Machine) -> str:

@@ -217,18 +217,21 @@ def test_a_loop_that_cannot_be_made_is_an_error_and_no_endless_wait(monkeypatch)
         LoopThread("test").start()
 
 
+def admission_of(**buckets: Bucket) -> Admission:
+    return Admission(
+        AdaptiveLimit(LimitRange()),
+        Breaker(BreakerTimes()),
+        CostBudget(None),
+        Bell(),
+        now=lambda: 0.0,
+        on_open=lambda: None,
+        **buckets,
+    )
+
+
 def test_what_was_not_sent_gives_its_share_of_the_minute_back():
     async def cancelled_while_it_waits(requests: Bucket, tokens: Bucket) -> None:
-        admission = Admission(
-            AdaptiveLimit(LimitRange()),
-            Breaker(BreakerTimes()),
-            CostBudget(None),
-            Bell(),
-            now=lambda: 0.0,
-            on_open=lambda: None,
-            requests=requests,
-            tokens=tokens,
-        )
+        admission = admission_of(requests=requests, tokens=tokens)
         task = asyncio.create_task(admission.enter(0, bound_usd=0.0, tokens=50.0))
         await asyncio.sleep(0)
         task.cancel()
@@ -290,14 +293,7 @@ def test_what_waits_for_its_minute_is_not_sent_to_a_judge_that_is_down_by_then(g
 )
 def test_only_answers_let_more_requests_in_flight(kind, limit):
     async def limit_after_twenty() -> int:
-        admission = Admission(
-            AdaptiveLimit(LimitRange()),
-            Breaker(BreakerTimes()),
-            CostBudget(None),
-            Bell(),
-            now=lambda: 0.0,
-            on_open=lambda: None,
-        )
+        admission = admission_of()
         for _ in range(20):
             admission.learn(JudgeFault(kind, "x"))
         return admission.limit.limit

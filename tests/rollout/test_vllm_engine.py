@@ -4,97 +4,32 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
-import torch
 
 from polaris_fast.config import Config
-from polaris_fast.rollout import Completion, RolloutRequest, SamplingParams
+from polaris_fast.rollout import Completion, RolloutRequest
 from polaris_fast.rollout.vllm import engine as engine_module
 from polaris_fast.rollout.vllm import fleet as fleet_module
 from polaris_fast.rollout.vllm.client import VLLMClient
-from polaris_fast.rollout.vllm.engine import VLLMEngine
 from polaris_fast.rollout.vllm.errors import ServerError
 from polaris_fast.rollout.vllm.fleet import Fleet
 from polaris_fast.rollout.vllm.routing import Router
-from polaris_fast.rollout.vllm.sync import WeightSync
 from polaris_fast.types import VersionSpan
 
-from .vllm_double import Script, VLLMDouble, answer, doubles
-
-PARAMS = SamplingParams(max_completion_length=3)
-
-
-class NoSync:
-    """The stand-ins hold no weights; `sent` are the labels, and whether rows were kept."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, bool]] = []
-
-    def send(self, version: str, *, keep_rows: bool = False) -> None:
-        self.sent.append((version, keep_rows))
-
-    def forget_connections(self) -> None:
-        pass
-
-    def give_back_cache(self) -> None:
-        pass
-
-
-@pytest.fixture(autouse=True)
-def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def at_once(attempt: int) -> None:
-        pass
-
-    monkeypatch.setattr("polaris_fast.rollout.vllm.engine.pause_before_retry", at_once)
-    monkeypatch.setattr("polaris_fast.rollout.vllm.client._REPEAT_WAITS_S", (0.0, 0.0))
-
-
-def engine_config(servers: list[VLLMDouble], max_batch_size: int = 4, **vllm: Any) -> Config:
-    given = {"launch": False, "base_urls": [server.url for server in servers]}
-    rollout = {"engine": "vllm", "max_batch_size": max_batch_size, "vllm": given | vllm}
-    return Config.model_validate({"rollout": rollout})
-
-
-@contextmanager
-def engine_over(
-    *scripts: Script, max_batch_size: int = 4, **vllm: Any
-) -> Iterator[tuple[VLLMEngine, list[VLLMDouble]]]:
-    with doubles(*scripts) as servers:
-        config = engine_config(servers, max_batch_size, **vllm)
-        fleet = Fleet(config, "", log_dir=Path(), backend="gloo")
-        engine = VLLMEngine(config, fleet, NoSync())  # type: ignore[arg-type]
-        try:
-            engine.sync(1, lambda: None)
-            for server in servers:
-                server.asked.clear()  # of the look at its log-probs
-            yield engine, servers
-        finally:
-            engine.close()
-
-
-def probe_then(script: Script) -> Script:
-    """The first request asks which log-probs the server gives."""
-    return lambda n, body: (
-        answer(body) if body["sampling_params"]["top_k"] == 1 else script(n, body)
-    )
-
-
-def write(engine: VLLMEngine, prompts: list[tuple[int, ...]]) -> dict[int, Completion]:
-    rows: dict[int, Completion] = {}
-
-    def finish(index: int, completion: Completion) -> None:
-        assert index not in rows, "a row ended twice"
-        rows[index] = completion
-
-    engine.generate([RolloutRequest(p, seed=n) for n, p in enumerate(prompts)], PARAMS, finish)
-    return rows
+from .engine_rig import (
+    PARAMS,
+    engine_config,
+    engine_over,
+    goes_down,
+    probe_then,
+    sent_by,
+    write,
+)
+from .vllm_double import answer, doubles
 
 
 def test_every_row_ends_once_with_its_own_text() -> None:
@@ -133,21 +68,6 @@ def test_rows_of_a_lost_server_move_to_the_others() -> None:
             rows = pool.submit(write, engine, [(prompt,) for prompt in range(12)]).result()
         assert sorted(rows) == list(range(12))
         assert len(servers[1].asked) == 12
-
-
-def sent_by(engine: VLLMEngine) -> list[tuple[str, bool]]:
-    return engine._sync.sent  # type: ignore[attr-defined, no-any-return]
-
-
-def goes_down(server: Callable[[], VLLMDouble], at: int, back_after: int | None) -> Script:
-    """Fails from request `at` on, unhealthy; healthy again after so many looks at its health."""
-
-    def script(n: int, body: dict[str, Any]) -> Any:
-        if n == at:
-            server().go_down(back_after)
-        return answer(body) if server().is_up else 503
-
-    return probe_then(script)
 
 
 def test_a_server_that_comes_back_gets_the_weights_and_writes_the_missing_rows() -> None:
@@ -329,189 +249,3 @@ def test_a_server_that_does_not_come_up_is_named(monkeypatch: pytest.MonkeyPatch
     with Fleet(config, "", log_dir=Path(), backend="gloo") as fleet:
         with pytest.raises(ServerError, match=r"127\.0\.0\.1:9 did not answer within 0\.05 s"):
             fleet.wait_ready(lambda: None)
-
-
-class OverHTTP(WeightSync):
-    """The product's calls to the servers; what travels between them is noted as `send`."""
-
-    def __init__(
-        self, fleet: Fleet, config: Config, servers: list[VLLMDouble], device: str = "cpu"
-    ) -> None:
-        super().__init__(fleet, dict, torch.device(device), config)
-        self.transfer = Noted(servers)
-
-
-class Noted:
-    def __init__(self, servers: list[VLLMDouble]) -> None:
-        self.servers = servers
-
-    def connect(self) -> None:
-        self._note("connect")
-
-    def disconnect(self) -> None:
-        self._note("disconnect")
-
-    def send(self) -> None:
-        self._note("send")
-
-    def _note(self, what: str) -> None:
-        for server in self.servers:
-            server.posted.append(what)
-
-
-def test_a_server_on_the_trainers_gpu_sleeps_whenever_the_trainer_trains() -> None:
-    present = lambda n, body: answer(body, version=engine.version or "1")
-    with engine_over(probe_then(present)) as (engine, servers):
-        engine._sync = OverHTTP(engine.fleet, engine_config(servers), servers)
-        engine._sleeps = True  # as `placement: colocated` has it, which needs a GPU
-        engine.sync(2, lambda: None)
-        awake = ["/pause?mode=abort", "send", "/resume"]
-        assert servers[0].posted == ["connect", *awake]
-        write(engine, [(1,)])
-        assert servers[0].posted[4:] == ["/sleep?level=2"]
-        engine.sync(3, lambda: None)  # weights first: the cache's memory is free for the transfer
-        woken = ["/wake_up?tags=weights", "send", "/wake_up?tags=kv_cache", "/resume"]
-        assert servers[0].posted[5:] == woken
-        write(engine, [(1,)])
-        assert servers[0].posted[9:] == ["/sleep?level=2"]
-        write(engine, [(1,)])  # once more in one step: the same weights again
-        assert servers[0].posted[10:] == [*woken, "/sleep?level=2"]
-
-
-def test_a_server_that_does_not_sleep_is_brought_back_for_its_next_use() -> None:
-    """Its rows are there already, so nothing has failed."""
-    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
-        engine._sleeps = True
-        servers[0].drops["/sleep"] = 3
-        assert sorted(write(engine, [(1,), (2,)])) == [0, 1]
-        assert not engine.fleet.asleep
-        engine.sync(1, lambda: None)  # the same weights: it has none any more
-        assert sent_by(engine) == [("1", False), ("1", False)] and engine.num_revivals == 1
-        assert sorted(write(engine, [(1,)])) == [0]
-
-
-def test_a_control_request_whose_connection_breaks_is_made_again() -> None:
-    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
-        engine._sync = OverHTTP(engine.fleet, engine_config(servers), servers)
-        servers[0].drops |= {"/pause": 2, "/resume": 1}
-        engine.sync(2, lambda: None)
-        pauses = ["/pause?mode=abort"] * 3
-        assert servers[0].posted == ["connect", *pauses, "send", "/resume", "/resume"]
-
-
-def test_no_request_takes_a_connection_that_a_server_may_be_closing() -> None:
-    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
-        engine.fleet.post("/start_weight_update", 5)
-        engine.fleet.post("/finish_weight_update", 5)
-        assert len(set(servers[0].peers)) == 2
-
-
-class Started(Noted):
-    """Sends nothing, but asks the servers to start."""
-
-    def __init__(self, servers: list[VLLMDouble], fleet: Fleet) -> None:
-        super().__init__(servers)
-        self.fleet = fleet
-
-    def send(self) -> None:
-        self.fleet.post("/start_weight_update", 5)
-
-
-def test_an_update_whose_connection_breaks_is_begun_once_again() -> None:
-    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
-        sync = engine._sync = OverHTTP(engine.fleet, engine_config(servers), servers)
-        sync.transfer = Started(servers, engine.fleet)
-        servers[0].drops["/start_weight_update"] = 1
-        engine.sync(2, lambda: None)
-        tried = ["connect", "/pause?mode=abort", "/start_weight_update"]
-        # vLLM refuses to start an update while one is open
-        again = ["disconnect", "/finish_weight_update", *tried]
-        assert servers[0].posted == [*tried, *again, "/resume"]
-        servers[0].drops["/start_weight_update"] = 2
-        with pytest.raises(ServerError, match="/start_weight_update: ServerDisconnected"):
-            engine.sync(3, lambda: None)
-        assert engine.num_revivals == 0
-
-
-def test_a_sleeping_server_is_woken_wholly_when_its_update_is_begun_again() -> None:
-    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
-        sync = engine._sync = OverHTTP(engine.fleet, engine_config(servers), servers)
-        sync.transfer = Started(servers, engine.fleet)
-        engine.fleet.sleep()
-        servers[0].drops["/start_weight_update"] = 1
-        engine.sync(2, lambda: None)
-        woken = ["/wake_up?tags=weights", "connect", "/start_weight_update"]
-        assert servers[0].posted[-5:] == [*woken, "/wake_up?tags=kv_cache", "/resume"]
-
-
-def test_servers_of_their_own_gpus_never_sleep() -> None:
-    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
-        engine._sync = OverHTTP(engine.fleet, engine_config(servers), servers)
-        write(engine, [(1,)])
-        engine.sync(2, lambda: None)
-        assert servers[0].posted == ["connect", "/pause?mode=abort", "send", "/resume"]
-
-
-@pytest.fixture
-def on_its_gpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[tuple[VLLMEngine, VLLMDouble]]:
-    """An engine over a server that shares the trainer's GPU; what is emptied is noted there."""
-    with doubles(goes_down(lambda: servers[0], 1, back_after=None)) as servers:
-        config = engine_config(servers, transfer="ipc", start_timeout_s=0.3)
-        fleet = Fleet(config, "", log_dir=Path(), backend="ipc")
-        note = lambda: servers[0].posted.append("empty_cache")
-        monkeypatch.setattr(torch.cuda, "empty_cache", note)
-        engine = VLLMEngine(config, fleet, OverHTTP(fleet, config, servers, "cuda"))
-        try:
-            yield engine, servers[0]
-        finally:
-            engine.close()
-
-
-def test_a_server_that_sleeps_before_the_first_update_is_woken_by_it(
-    on_its_gpu: tuple[VLLMEngine, VLLMDouble],
-) -> None:
-    engine, server = on_its_gpu
-    engine.fleet.wait_ready(lambda: None)
-    engine.fleet.sleep()
-    assert len(server.asked) == 1  # which log-probs it gives: a sleeping server would not answer
-    engine.sync(1, lambda: None)
-    assert len(server.asked) == 1
-    assert server.posted == [
-        "/sleep?level=2",
-        "empty_cache",  # before the server takes memory
-        *("/wake_up?tags=weights", "connect", "send"),
-        "empty_cache",  # the transfer's, before keys and values get theirs
-        *("/wake_up?tags=kv_cache", "/resume"),
-    ]
-
-
-def test_a_lost_server_of_the_trainers_gpu_finds_its_memory_free_or_says_what_to_do(
-    on_its_gpu: tuple[VLLMEngine, VLLMDouble],
-) -> None:
-    engine, server = on_its_gpu
-    engine.sync(1, lambda: None)
-    server.posted.clear()
-    with pytest.raises(
-        ServerError, match=r"did not answer within 0\.3 s[\s\S]*shares its GPU.*resum"
-    ):
-        write(engine, [(1,)])
-    assert server.posted == ["empty_cache"]
-
-
-def test_the_memory_of_servers_elsewhere_is_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: pytest.fail("emptied"))
-    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
-        engine._sync = OverHTTP(engine.fleet, engine_config(servers), servers)
-        engine.sync(2, lambda: None)
-
-
-def test_after_an_update_that_failed_its_group_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    with engine_over(probe_then(lambda n, body: answer(body))) as (engine, servers):
-        sync = OverHTTP(engine.fleet, engine_config(servers), servers)
-        engine._sync = sync
-        monkeypatch.setattr(sync.transfer, "send", mock.Mock(side_effect=ValueError("refused")))
-        with pytest.raises(ServerError, match=r"could not be sent \(refused\)"):
-            engine.sync(2, lambda: None)
-        assert servers[0].posted == ["connect", "/pause?mode=abort", "disconnect"]
