@@ -18,7 +18,8 @@ def test_exact_models_pass(family, dtype):
     model = install_packing(tiny_model(family, dtype=dtype, initializer_range=0.1))
     report = check_packing(model)
     assert report.passed
-    assert report.hidden <= report.tolerance + report.hidden_rounding
+    # eager attention in fp32 is the reference: bf16 kernels round by about the tolerance
+    assert report.hidden <= (1.0 if dtype == torch.float32 else 1.1) * report.tolerance
 
 
 def test_the_probe_leaves_the_model_as_it_was():
