@@ -95,12 +95,12 @@ void share(int64_t count, int64_t elements_each, int32_t num_threads, const Work
   work(int64_t(0), count);
 }
 
-// null: the level in use has none for this type
-pk_avx512::Product product(int32_t dtype) {
+// null: the level in use has none for these types
+pk_avx512::Product product(int32_t dtype, int32_t c_dtype) {
 #ifdef PK_X86
-  if (current().level == &pk_avx512::level) return pk_avx512::find_product(dtype);
+  if (current().level == &pk_avx512::level) return pk_avx512::find_product(dtype, c_dtype);
 #endif
-  (void)dtype;
+  (void)dtype, (void)c_dtype;
   return nullptr;
 }
 
@@ -195,16 +195,16 @@ int32_t pk_back_pages(void* data, int64_t bytes, int32_t num_threads) {
   return PK_OK;
 }
 
-int64_t pk_gemm_workspace(int32_t dtype) {
+int64_t pk_gemm_workspace(int32_t dtype, int32_t c_dtype) {
 #ifdef PK_X86
-  if (product(dtype)) return pk_avx512::gemm_workspace_bytes;
+  if (product(dtype, c_dtype)) return pk_avx512::gemm_workspace_bytes(c_dtype);
 #endif
-  (void)dtype;
+  (void)dtype, (void)c_dtype;
   return 0;
 }
 
 int32_t pk_gemm(const PkGemm* g) {
-  auto run = g ? product(g->dtype) : nullptr;
+  auto run = g ? product(g->dtype, g->c_dtype) : nullptr;
   if (!run || g->m < 1 || g->n < 1 || g->k < 1 || g->num_threads < 1 || !g->c || !g->workspace ||
       !is_dense(g->a) || !is_dense(g->b))
     return PK_BAD_ARGUMENT;

@@ -6,6 +6,7 @@
 //   block of C (kBlockRows x kBlockColumns) -> slice of k -> A and B packed into panels -> tiles
 // A tile of C lives in registers while one panel of A meets one panel of B. What is packed are
 // 32-bit units: one float, or two bf16 that follow each other along k, as vdpbf16ps takes them.
+// A bf16 C is summed in an fp32 block of the workspace and rounded on the last slice of k.
 // One thread sums each element of C, in one order: the thread count does not change a bit.
 #include <immintrin.h>
 
@@ -38,6 +39,7 @@ INLINE __mmask16 first(int64_t lanes) { return lanes >= kLanes ? 0xffff : (1u <<
 
 struct Float {
   static constexpr int64_t kPerUnit = 1;
+  static constexpr bool kRounds = false;  // results are fp32
   INLINE __m512 multiply_add(__m512 sum, __m512i a, __m512i b) {
     return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
   }
@@ -54,8 +56,14 @@ struct Float {
 #ifdef __AVX512BF16__
 struct BFloat {
   static constexpr int64_t kPerUnit = 2;
+  static constexpr bool kRounds = true;  // where the result is asked for in bf16
   INLINE __m512 multiply_add(__m512 sum, __m512i a, __m512i b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+  }
+  INLINE __m256i round(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+  INLINE __m512 load(const uint16_t* p, __mmask16 lanes) {
+    __m512i x = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
   }
   INLINE __m512i across_rows(const char* p, int64_t k_stride, __mmask16 lanes, bool is_pair) {
     __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, p));
@@ -97,6 +105,10 @@ INLINE void transpose(__m512i (&x)[16]) {
 
 constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t pieces(int64_t total, int64_t size) { return (total + size - 1) / size; }
+
+// of the workspace: the panels of both operands
+constexpr int64_t kPanelUnits =
+    kUnits * (kBlockRows + pieces(kBlockColumns, kPackRows) * kPackRows);
 
 // Pieces of even size, in whole steps, none above `largest`.
 int64_t even_size(int64_t total, int64_t largest, int64_t step) {
@@ -169,17 +181,36 @@ struct Packing {
   void run() const { k_stride == kSize ? along_k() : across_rows(); }
 };
 
-// One tile: c (rows, columns) = or += the product of its panels.
+// Where the sums of one tile come from and go to.
+struct Sums {
+  float* wide;        // read where `add`; written unless there is a `rounded`
+  int64_t stride;
+  bool add;
+  uint16_t* rounded;  // bf16, or null
+  int64_t rounded_stride;
+  bool add_rounded;
+
+  Sums at(int64_t row, int64_t column) const {
+    Sums moved = *this;
+    moved.wide += row * stride + column;
+    if (rounded) moved.rounded += row * rounded_stride + column;
+    return moved;
+  }
+};
+
+// One tile: the product of its panels, `rows` x `columns` of it there.
 template <class Type>
-void tile(const uint32_t* a, const uint32_t* b, int64_t units, float* c, int64_t stride,
-          int64_t rows, int64_t columns, bool add) {
+__attribute__((noinline)) void tile(const uint32_t* a, const uint32_t* b, int64_t units, const Sums& to, int64_t rows,
+          int64_t columns) {
   rows = least(rows, kTileRows);
   __mmask16 left = first(columns), right = first(columns < kLanes ? 0 : columns - kLanes);
-  // the tile's lines arrive while it is computed
-  for (int64_t i = 0; i < rows; ++i) {
-    __builtin_prefetch(c + i * stride, 1);
-    __builtin_prefetch(c + i * stride + kLanes, 1);
+  // the tile's lines arrive while it is computed (in here: a function of prefetches alone is dropped)
+  for (int64_t i = 0; (to.add || !to.rounded) && i < rows; ++i) {
+    __builtin_prefetch(to.wide + i * to.stride, 1);
+    __builtin_prefetch(to.wide + i * to.stride + kLanes, 1);
   }
+  for (int64_t i = 0; to.rounded && i < rows; ++i)
+    __builtin_prefetch(to.rounded + i * to.rounded_stride, 1);
   __m512 sum[kTileRows][2];
   // every loop over `sum` unrolled, or it would live in memory
 #pragma GCC unroll 16
@@ -193,10 +224,31 @@ void tile(const uint32_t* a, const uint32_t* b, int64_t units, float* c, int64_t
       sum[i][1] = Type::multiply_add(sum[i][1], x, b_right);
     }
   }
+  bool add = to.add, add_rounded = to.add_rounded;
+  if constexpr (Type::kRounds)
+    if (to.rounded) {
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kTileRows; ++i) {
+        if (i >= rows) break;
+        const float* p = to.wide + i * to.stride;
+        uint16_t* q = to.rounded + i * to.rounded_stride;
+        if (add) {
+          sum[i][0] = _mm512_add_ps(sum[i][0], _mm512_loadu_ps(p));
+          sum[i][1] = _mm512_add_ps(sum[i][1], _mm512_loadu_ps(p + kLanes));
+        }
+        if (add_rounded) {
+          sum[i][0] = _mm512_add_ps(sum[i][0], Type::load(q, left));
+          sum[i][1] = _mm512_add_ps(sum[i][1], Type::load(q + kLanes, right));
+        }
+        _mm256_mask_storeu_epi16(q, left, Type::round(sum[i][0]));
+        _mm256_mask_storeu_epi16(q + kLanes, right, Type::round(sum[i][1]));
+      }
+      return;
+    }
 #pragma GCC unroll 16
   for (int64_t i = 0; i < kTileRows; ++i) {
     if (i >= rows) break;
-    float* p = c + i * stride;
+    float* p = to.wide + i * to.stride;
     if (add) {
       sum[i][0] = _mm512_add_ps(sum[i][0], _mm512_maskz_loadu_ps(left, p));
       sum[i][1] = _mm512_add_ps(sum[i][1], _mm512_maskz_loadu_ps(right, p + kLanes));
@@ -206,11 +258,26 @@ void tile(const uint32_t* a, const uint32_t* b, int64_t units, float* c, int64_t
   }
 }
 
+// Of the block of C from (m0, n0) on, for `k` of its products from k0 on.
+Sums sums_of_block(const PkGemm& g, int64_t m0, int64_t n0, int64_t k0, int64_t k) {
+  int64_t at = m0 * g.c_row_stride + n0;
+  if (g.c_dtype == PK_F32)
+    return {static_cast<float*>(g.c) + at, g.c_row_stride, g.add || k0 > 0, nullptr, 0, false};
+  bool is_last = k0 + k == g.k;
+  return {static_cast<float*>(g.workspace) + kPanelUnits,
+          kBlockColumns,
+          k0 > 0,
+          is_last ? static_cast<uint16_t*>(g.c) + at : nullptr,
+          g.c_row_stride,
+          g.add != 0};
+}
+
 // One block of C times one slice of k; all threads of the region come here together.
 template <class Type>
 void slice(const PkGemm& g, int64_t m0, int64_t m, int64_t n0, int64_t n, int64_t k0, int64_t k) {
   uint32_t* a_panels = static_cast<uint32_t*>(g.workspace);
   uint32_t* b_panels = a_panels + kBlockRows * kUnits;
+  Sums to = sums_of_block(g, m0, n0, k0, k);
   int64_t a_jobs = pieces(m, kPackRows), jobs = a_jobs + pieces(n, kPackRows);
 #pragma omp for schedule(static)
   for (int64_t job = 0; job < jobs; ++job) {
@@ -227,9 +294,7 @@ void slice(const PkGemm& g, int64_t m0, int64_t m, int64_t n0, int64_t n, int64_
     int64_t row = task / across * kTaskRows, column = task % across * kTaskColumns;
     for (int64_t j = column; j < least(column + kTaskColumns, n); j += kTileColumns)
       for (int64_t i = row; i < least(row + kTaskRows, m); i += kTileRows)
-        tile<Type>(a_panels + i * kUnits, b_panels + j * kUnits, units,
-                   g.c + (m0 + i) * g.c_row_stride + n0 + j, g.c_row_stride, m - i, n - j,
-                   g.add || k0 > 0);
+        tile<Type>(a_panels + i * kUnits, b_panels + j * kUnits, units, to.at(i, j), m - i, n - j);
   }
 }
 
@@ -250,14 +315,16 @@ void product(const PkGemm& g) {
 
 namespace pk_avx512 {
 
-// a constant, or AVX-512 code could run when the library is loaded, before the CPU has been asked
-constexpr int64_t kBytes = 4 * kUnits * (kBlockRows + pieces(kBlockColumns, kPackRows) * kPackRows);
-const int64_t gemm_workspace_bytes = kBytes;
+int64_t gemm_workspace_bytes(int32_t c_dtype) {
+  return 4 * (kPanelUnits + (c_dtype == PK_BF16 ? kBlockRows * kBlockColumns : 0));
+}
 
-Product find_product(int32_t dtype) {
-  if (dtype == PK_F32) return product<Float>;
+Product find_product(int32_t dtype, int32_t c_dtype) {
+  if (dtype == PK_F32 && c_dtype == PK_F32) return product<Float>;
 #ifdef __AVX512BF16__
-  if (dtype == PK_BF16 && __builtin_cpu_supports("avx512bf16")) return product<BFloat>;
+  if (dtype == PK_BF16 && (c_dtype == PK_F32 || c_dtype == PK_BF16) &&
+      __builtin_cpu_supports("avx512bf16"))
+    return product<BFloat>;
 #endif
   return nullptr;
 }

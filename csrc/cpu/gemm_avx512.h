@@ -7,9 +7,9 @@ namespace pk_avx512 {
 
 typedef void (*Product)(const PkGemm&);
 
-extern const int64_t gemm_workspace_bytes;
+int64_t gemm_workspace_bytes(int32_t c_dtype);
 
-// By operand type; null where the compiler or the CPU does not know the instructions.
-Product find_product(int32_t dtype);
+// By types of operands and result; null where the compiler or the CPU does not know the instructions.
+Product find_product(int32_t dtype, int32_t c_dtype);
 
 }  // namespace pk_avx512

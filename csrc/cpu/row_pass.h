@@ -18,7 +18,7 @@ extern "C" {
 #define PK_API __attribute__((visibility("default")))
 
 // raised whenever a signature, a struct or the meaning of a field changes
-#define PK_ABI_VERSION 3
+#define PK_ABI_VERSION 4
 
 enum { PK_F32 = 0, PK_BF16 = 1, PK_F16 = 2, PK_F64 = 3 };
 enum { PK_OK = 0, PK_BAD_ARGUMENT = 1 };
@@ -71,13 +71,13 @@ typedef struct {
 
 typedef struct {
   PkMatrix a, b;
-  float* c;               // (m, n) = a (m, k) b (k, n), columns dense
+  void* c;                // (m, n) = a (m, k) b (k, n), columns dense
   int64_t c_row_stride;
   int64_t m, n, k;
   int32_t dtype;          // of a and b: PK_F32 or PK_BF16
+  int32_t c_dtype;        // PK_F32, or PK_BF16 where a and b are too: sums in fp32, rounded once
   int32_t add;            // to what is in c
   int32_t num_threads;
-  int32_t reserved;
   void* workspace;        // pk_gemm_workspace() bytes
 } PkGemm;
 
@@ -107,8 +107,9 @@ PK_API int32_t pk_add_bf16(float* total, const uint16_t* part, int64_t count, in
 // that writes it first would wait for them page by page. Nothing where the system cannot.
 PK_API int32_t pk_back_pages(void* data, int64_t bytes, int32_t num_threads);
 
-// Bytes that pk_gemm needs for operands of this type; 0 when the level in use has no such product.
-PK_API int64_t pk_gemm_workspace(int32_t dtype);
+// Bytes that pk_gemm needs for operands and a result of these types; 0 when the level in use has no
+// such product.
+PK_API int64_t pk_gemm_workspace(int32_t dtype, int32_t c_dtype);
 
 PK_API int32_t pk_gemm(const PkGemm* gemm);
 

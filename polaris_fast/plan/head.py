@@ -15,9 +15,6 @@ from polaris_kernels.problem import HeadProblem, make_problem
 
 from .kernels import Device
 
-# What the compiled CPU product packs its operands into, kept too.
-_PANEL_BYTES = 2_162_688
-
 
 @dataclass(frozen=True)
 class HeadBytes:
@@ -61,22 +58,25 @@ def head_bytes(
         caller="plan",
         compute_dtype=dtype,
     )
+    gemms = _native_gemms(problem) if device == "cpu" else None
     rounds = device == "cuda" and problem.rounds_logits and dtype == torch.bfloat16
     itemsize = 2 if rounds else problem.acc_dtype.itemsize
-    tile = _tile_bytes(problem) if device == "cpu" else None
+    if gemms is not None:
+        itemsize = gemms.plan.logits.itemsize
+    tile = _tile_bytes(gemms) if gemms is not None else None
     if tile is not None:
         return HeadBytes(0, workspace=tile, weight_gradient=dtype, num_chunks=1)
     count = _num_chunks(problem, itemsize, device)
     rows = -(-num_targets // max(count, 1))
     logits = rows * vocab_size * itemsize
-    # one chunk alone is rounded piece by piece on the CPU, and no wide dW exists
+    # one chunk alone is rounded on the way on the CPU, and no wide dW exists
     narrow = device == "cpu" and count <= 1
     piece = 0
     if narrow and not frozen and dtype != problem.acc_dtype:
         piece = min(vocab_size * hidden_size, PIECE_ELEMENTS) * problem.acc_dtype.itemsize
     return HeadBytes(
         logits=logits if device == "cuda" else 0,
-        workspace=0 if device == "cuda" else logits + _kept(dtype, piece),
+        workspace=0 if device == "cuda" else logits + _kept(gemms, piece),
         weight_gradient=dtype if narrow else problem.acc_dtype,
         num_chunks=count,
     )
@@ -91,20 +91,30 @@ def _num_chunks(problem: HeadProblem, itemsize: int, device: Device) -> int:
     return -(-problem.num_tokens // rows)
 
 
-def _tile_bytes(problem: HeadProblem) -> int | None:
-    """Buffers of the native backend where it goes by vocabulary tiles; None where it does not."""
+def _native_gemms(problem: HeadProblem) -> Gemms | None:
+    """Products of the native backend; None where it is not built."""
     if not native_library.PATH.exists():
         return None
-    gemms = Gemms(native_library.NativeLibrary(), problem)
+    return Gemms(native_library.NativeLibrary(), problem)
+
+
+def _tile_bytes(gemms: Gemms) -> int | None:
+    """Buffers where it goes by vocabulary tiles; None where it does not."""
     if not takes_tiles(gemms):
         return None
     logits, rows = tile_bytes(gemms)
-    return logits + _kept(problem.weight.dtype, rows)
+    return logits + _kept(gemms, rows)
 
 
-def _kept(dtype: torch.dtype, piece: int) -> int:
-    """Panels of the compiled product, and a buffer for a piece of dW, which panels had before."""
-    if not native_library.PATH.exists():
+def _kept(gemms: Gemms | None, piece: int) -> int:
+    """What the products borrow: panels, and a buffer for a piece of dW, which panels had before."""
+    if gemms is None:
         return 0
-    panels = _PANEL_BYTES if native_library.NativeLibrary().has_gemm(dtype) else 0
+    dtype = gemms.plan.gradient
+    if not gemms.multiply.has_kernel(dtype):
+        return piece
+    # a result in the operands' own type is rounded by the product, which needs no piece
+    if itself := gemms.library.gemm_workspace(dtype, dtype):
+        return itself
+    panels = gemms.library.gemm_workspace(dtype, torch.float32)
     return panels + (max(piece, panels) if piece else 0)

@@ -117,6 +117,50 @@ def test_neither_threads_nor_cuts_change_a_bit(library, dtype, monkeypatch):
     assert all(torch.equal(results[0], other) for other in (*results[1:], pieces))
 
 
+@pytest.fixture
+def rounding(library):
+    if not library.has_gemm(torch.bfloat16, torch.bfloat16):
+        pytest.skip("this CPU or build has no product with a bf16 result")
+    return library
+
+
+def product(library, a, b, dtype, start=None):
+    """In memory whose columns behind the result must stay as they are."""
+    memory = torch.full((a.shape[0], b.shape[1] + 5), torch.nan, dtype=dtype)
+    if start is not None:
+        memory[:, :-5] = start
+    library.gemm(a, b, memory[:, :-5], add=start is not None)
+    assert memory[:, -5:].isnan().all()
+    return memory[:, :-5]
+
+
+@pytest.mark.parametrize("k", [1, 512, 513, 1_037])
+@pytest.mark.parametrize("m,n", [(1, 1), (13, 47), (1_070, 1_043)])
+def test_a_bf16_result_is_the_fp32_one_rounded(rounding, m, n, k):
+    a, b = operands(m, n, k, torch.bfloat16, a_across=True)
+    wide = product(rounding, a, b, torch.float32)
+    assert torch.equal(product(rounding, a, b, torch.bfloat16), wide.bfloat16())
+
+
+@pytest.mark.parametrize("k", [40, 1_037])
+def test_a_sum_into_bf16_is_rounded_once(rounding, k):
+    # the product alone would be rounded to a multiple of 1/2 near 100, the sum is near 0
+    a, b = operands(30, 50, k, torch.bfloat16)
+    wide = product(rounding, a, b, torch.float32)
+    start = (-wide + 0.01 * torch.randn(30, 50)).bfloat16()
+    exact = start.double() + a.double() @ b.double()
+    found = product(rounding, a, b, torch.bfloat16, start)
+    unit = torch.finfo(torch.float32).eps * k**0.5 * (a.double().abs() @ b.double().abs())
+    assert ((found - exact).abs() <= torch.finfo(torch.bfloat16).eps / 2 * exact.abs() + unit).all()
+
+
+def test_a_bf16_result_of_fp32_operands_is_refused(rounding):
+    assert not rounding.has_gemm(torch.float32, torch.bfloat16)
+    out = torch.empty(2, 2, dtype=torch.bfloat16)
+    with pytest.raises(LibraryError, match="pk_gemm refused"):
+        rounding.gemm(torch.ones(2, 2), torch.ones(2, 2), out, add=False)
+
+
 def test_nan_and_infinity_reach_the_result(library, dtype):
     a, b = operands(14, 40, 20, dtype)
     a[3, 5], a[13, 0] = torch.nan, torch.inf

@@ -41,9 +41,7 @@ class Gemms:
         problem, wide = self.problem, self.problem.acc_dtype
         if problem.weight.dtype != torch.bfloat16:
             return GemmPlan(wide, wide)
-        if self.multiply.has_kernel(torch.bfloat16):
-            return GemmPlan(wide, torch.bfloat16)
-        if not bf16_is_fast():
+        if not (self.multiply.has_kernel(torch.bfloat16) or bf16_is_fast()):
             return GemmPlan(wide, wide)
         # the GEMM's own rounding is the one asked for, unless a bias comes in between
         rounds = problem.rounds_logits and problem.bias is None
@@ -65,8 +63,11 @@ class Gemms:
     def hidden_gradient_into(self, dz: Tensor, out: Tensor) -> None:
         """out (C, D) = dz (C, V) @ weight (V, D), rounded once."""
         weight = self.problem.weight
+        if dz.dtype == torch.bfloat16 and out.dtype == torch.bfloat16:
+            # sums in fp32 and rounds once, ours as torch's
+            self.multiply.into(out, dz, weight)
+            return
         if dz.dtype == torch.bfloat16 and not self.multiply.has_kernel(torch.bfloat16):
-            # torch's product sums in fp32 and rounds once
             out.copy_(torch.mm(dz, weight))
             return
         total = out if out.dtype == self.problem.acc_dtype else self._wide(out)
@@ -95,7 +96,8 @@ def weight_gradient_dtype(problem: HeadProblem) -> torch.dtype:
 class WeightGradient:
     """dW over chunks: summed wide, rounded at most once.
 
-    One chunk alone is rounded to the weight's dtype piece by piece, and no wide dW exists.
+    One chunk alone is rounded to the weight's dtype by its product, or piece by piece, and no wide
+    dW exists.
     """
 
     def __init__(self, gemms: Gemms, into: Tensor | None) -> None:
@@ -126,6 +128,9 @@ class WeightGradient:
         target = self._into
         if target is None:
             target = self._made = self._empty(self._gemms.problem.weight.dtype)
+        if dz.dtype == target.dtype and self._gemms.multiply.has_kernel(dz.dtype):
+            self._gemms.multiply.into(target, dz.t(), hidden, add=self._into is not None)
+            return
         for rows, part in self._parts(dz, hidden, acc if wide else dz.dtype):
             if self._into is None:
                 target[rows].copy_(part)

@@ -22,7 +22,7 @@ LEVEL_KEY = "POLARIS_KERNELS_CPU_LEVEL"
 REBUILD = "build it with `python csrc/build.py`, or install the package again"
 
 # PK_ABI_VERSION of csrc/cpu/row_pass.h
-ABI_VERSION = 3
+ABI_VERSION = 4
 # the PK_* storage types there
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
@@ -90,9 +90,9 @@ class _Gemm(ctypes.Structure):
         ("n", c_int64),
         ("k", c_int64),
         ("dtype", c_int32),
+        ("c_dtype", c_int32),
         ("add", c_int32),
         ("num_threads", c_int32),
-        ("reserved", c_int32),
         ("workspace", c_void_p),
     )
 
@@ -239,21 +239,20 @@ class NativeLibrary:
             self._call(self._library.pk_back_pages, made.data_ptr(), size, torch.get_num_threads())
         return made
 
-    def has_gemm(self, dtype: torch.dtype) -> bool:
-        """True when the level in use multiplies operands of this type."""
-        return dtype in DTYPES and self._library.pk_gemm_workspace(DTYPES[dtype]) > 0
+    def has_gemm(self, dtype: torch.dtype, out_dtype: torch.dtype = torch.float32) -> bool:
+        """True when the level in use multiplies operands of this type into such a result."""
+        return self.gemm_workspace(dtype, out_dtype) > 0
 
     def gemm(self, a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
-        """out (m, n) float32 = or += a (m, k) @ b (k, n), both of a type that `has_gemm`.
+        """out (m, n) = or += a (m, k) @ b (k, n), of types that `has_gemm`; rounded once.
 
         One stride of each operand must be 1; out's columns are dense. No size is 0.
         """
         (m, k), n = a.shape, b.shape[1]
-        assert b.shape[0] == k and out.shape == (m, n) and out.dtype == torch.float32
-        assert a.dtype == b.dtype and (out.stride(1) == 1 or n == 1)
-        size = self._library.pk_gemm_workspace(DTYPES[a.dtype])
-        # of out's type: torch's default one may be half as wide
-        with borrowed(((1, size // 4),), out.new_empty(0)) as (workspace,):
+        assert b.shape[0] == k and out.shape == (m, n) and a.dtype == b.dtype
+        assert out.stride(1) == 1 or n == 1
+        size = self.gemm_workspace(a.dtype, out.dtype)
+        with borrowed(((1, size // 4),), out.new_empty(0, dtype=torch.float32)) as (workspace,):
             given = _Gemm(
                 a=_Matrix(a.data_ptr(), a.stride(0), a.stride(1)),
                 b=_Matrix(b.data_ptr(), b.stride(1), b.stride(0)),
@@ -263,11 +262,18 @@ class NativeLibrary:
                 n=n,
                 k=k,
                 dtype=DTYPES[a.dtype],
+                c_dtype=DTYPES[out.dtype],
                 add=add,
                 num_threads=torch.get_num_threads(),
                 workspace=workspace.data_ptr(),
             )
             self._call(self._library.pk_gemm, ctypes.byref(given))
+
+    def gemm_workspace(self, dtype: torch.dtype, out_dtype: torch.dtype) -> int:
+        """Bytes that `gemm` borrows for operands and a result of these types; 0: none such."""
+        if dtype not in DTYPES or out_dtype not in DTYPES:
+            return 0
+        return int(self._library.pk_gemm_workspace(DTYPES[dtype], DTYPES[out_dtype]))
 
     def _call(self, function: Callable[..., int], *arguments: Any) -> None:
         if function(*arguments):

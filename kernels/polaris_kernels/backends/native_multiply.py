@@ -50,12 +50,12 @@ class Multiplier:
     def into(self, out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
         """out = or += a @ b; bf16 operands may have an fp32 `out` where `widens_bf16`.
 
-        Anything else has one dtype.
+        Anything else has one dtype. A bf16 `out` of our own kernel is rounded once, sum included.
         """
-        wide = out.dtype == torch.float32 and out.numel() > 0 and a.shape[1] > 0
-        if wide and self.has_kernel(a.dtype):
+        is_there = out.numel() > 0 and a.shape[1] > 0
+        if is_there and self.has_kernel(a.dtype) and self.library.has_gemm(a.dtype, out.dtype):
             self.library.gemm(_with_dense_side(a), _with_dense_side(b), out, add=add)
-        elif wide and a.dtype == torch.bfloat16:
+        elif is_there and a.dtype == torch.bfloat16 and out.dtype == torch.float32:
             mkl_multiply(_with_dense_side(a), _with_dense_side(b), out, add=add)
         elif add:
             out.addmm_(a, b)

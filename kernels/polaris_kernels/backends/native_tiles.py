@@ -62,7 +62,8 @@ def tile_bytes(gemms: Gemms) -> tuple[int, int]:
     width = _columns(problem.num_tokens, problem.vocab_size, dtype)
     logits = problem.num_tokens * width * dtype.itemsize
     acc = problem.acc_dtype
-    rounds = weight_gradient_dtype(problem) != acc
+    narrow = weight_gradient_dtype(problem)
+    rounds = narrow != acc and not _rounds_itself(gemms, narrow)
     return logits, width * problem.weight.shape[1] * acc.itemsize if rounds else 0
 
 
@@ -149,7 +150,7 @@ class _Tiles:
     def _add_rows(self, rows: Tensor, dz: Tensor, hidden: Tensor) -> None:
         """rows (W, D) of dW = or += dz (W, K) @ hidden (K, D), rounded once."""
         acc, multiply = self.problem.acc_dtype, self.gemms.multiply
-        if rows.dtype == acc:
+        if rows.dtype == acc or _rounds_itself(self.gemms, rows.dtype):
             multiply.into(rows, dz, hidden, add=self.adds)
             return
         with borrowed(((rows.shape[0], rows.shape[1]),), rows.new_empty(0, dtype=acc)) as (part,):
@@ -163,6 +164,11 @@ class _Tiles:
 def _columns(num_tokens: int, vocab_size: int, dtype: torch.dtype) -> int:
     fit = _TILE_BYTES // (num_tokens * dtype.itemsize) // _LEAST_COLUMNS * _LEAST_COLUMNS
     return min(vocab_size, max(_LEAST_COLUMNS, min(fit, _MOST_COLUMNS)))
+
+
+def _rounds_itself(gemms: Gemms, dtype: torch.dtype) -> bool:
+    """True when a product of the tile's gradient may be written in this dtype."""
+    return dtype == gemms.plan.gradient and gemms.multiply.has_kernel(dtype)
 
 
 def _only(problem: HeadProblem, kept: Tensor) -> HeadProblem:
