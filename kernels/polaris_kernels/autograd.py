@@ -59,7 +59,7 @@ class LossFunction(torch.autograd.Function):
             None,
             None,
             *(
-                None if g is None else scaled(g, grad_loss).to(dtype)
+                None if g is None else scaled(g, grad_loss, dtype)
                 for g, dtype in zip(made, ctx.dtypes, strict=True)
             ),
         )
@@ -157,11 +157,15 @@ def read_again(targets: Tensor, temperature: float | Tensor) -> tuple[Tensor, ..
     return (targets, *((temperature,) if isinstance(temperature, Tensor) else ()))
 
 
-def scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
+def scaled(gradient: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient * grad_loss in the leaf's dtype, rounded once; the gradient may be overwritten."""
     # reading the number is free on a CPU, and 1 is what `loss.backward()` sends
     if grad_loss.device.type == "cpu" and grad_loss == 1:
-        return gradient
+        return gradient.to(dtype)
     if gradient.dtype.itemsize < 4:
         # in place, the scale itself would be rounded to 8 bits
-        return gradient.float() * grad_loss
-    return gradient.mul_(grad_loss)
+        return (gradient.float() * grad_loss).to(dtype)
+    if gradient.dtype == dtype:
+        return gradient.mul_(grad_loss)
+    # one pass over a wide dW on a GPU, which casts as it stores
+    return torch.mul(gradient, grad_loss, out=torch.empty_like(gradient, dtype=dtype))

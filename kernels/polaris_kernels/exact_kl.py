@@ -255,10 +255,15 @@ class _KLLossFunction(torch.autograd.Function):
                 "forward, and handed over in the first backward; compute the loss again"
             )
         found = (made.hidden, made.weight, made.bias)
-        parts = tuple(None if g is None else scaled(g, grad_loss) for g in found)
         # no other reference may live on, so that autograd takes the tensors without a copy
-        del made, found
-        return None, None, None, None, None, *_as_dtypes(parts, ctx.dtypes)
+        del made
+        return (
+            *(None,) * 5,
+            *(
+                None if g is None else scaled(g, grad_loss, dtype)
+                for g, dtype in zip(found, ctx.dtypes, strict=True)
+            ),
+        )
 
 
 def _as_dtypes(
