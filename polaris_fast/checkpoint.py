@@ -144,7 +144,7 @@ def _verify(checkpoint: Path) -> None:
         remedy = (
             f"resume from an earlier one ({', '.join(reversed(others))})"
             if others
-            else "start the run anew"
+            else "start the run anew in another output_dir"
         )
         raise UserError(f"resume_from_checkpoint: {checkpoint} is damaged: {fault}; {remedy}")
 

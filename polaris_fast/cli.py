@@ -231,7 +231,7 @@ def _generate(known: argparse.Namespace) -> int:
     from .run_folder import newest_model
 
     model = newest_model(known.model)
-    run_config = Path(model).parent / "config.yaml"
+    run_config = Path(model).resolve().parent / "config.yaml"
     stories = generate_stories(
         model,
         known.prompt,

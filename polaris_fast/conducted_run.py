@@ -29,6 +29,7 @@ from .run_folder import (
     choose_run_dir,
     forget_after,
     open_run,
+    put_aside_aborted,
     read_summary,
     write_config,
     write_summary,
@@ -60,12 +61,14 @@ class ConductedRun(ABC):
     def run(self) -> str:
         """Train; returns "finished" or "interrupted". The report is written either way."""
         started = time.time()
-        if self.checkpoint is not None and self.checkpoint.resolve().parent == self.run_dir:
+        if self.goes_on:
             started -= read_summary(self.run_dir).get("wall_s", 0.0)
         with ExitStack() as stack:
             self._open_sources(stack)
             open_run(self.run_dir)
-            if not (self.run_dir / CONFIG_FILE).is_file():  # a resumed run's stays until it goes on
+            aside = None if self.goes_on else put_aside_aborted(self.run_dir)
+            # a resumed run's stays until it goes on
+            if not (self.run_dir / CONFIG_FILE).is_file():
                 write_config(self.run_dir, self.config)
             settings = self.config.model_dump(mode="json")
             self.log = stack.enter_context(
@@ -75,8 +78,14 @@ class ConductedRun(ABC):
                 self.config.run_name or self.run_dir.name,
                 self._facts(),
                 self.total_steps,
-                history=read_metrics(self.run_dir / METRICS_FILE),
+                history=[  # later ones are cut off when it goes on
+                    row
+                    for row in read_metrics(self.run_dir / METRICS_FILE)
+                    if row["step"] <= self.state.step
+                ],
             )
+            if aside is not None:
+                self.view.note(f"put aside what an aborted run left: {aside}")
             try:
                 self._setup(stack)
                 stack.enter_context(setup_spared())
@@ -84,8 +93,8 @@ class ConductedRun(ABC):
                 self.status = "finished"
             except StopRequested as stop:
                 self.status, self.reason = "interrupted", f"stopped by {stop}"
-                self.view.warn(self.reason)
                 self._save_unsaved()
+                self.view.warn(self.reason)
             except BaseException as error:
                 self.status, self.reason = "failed", str(error)
                 # The guard, or a judge that is down: what was trained so far is sound.
@@ -138,8 +147,12 @@ class ConductedRun(ABC):
         resumed = self.config.resume_from_checkpoint
         self.checkpoint = find_checkpoint(Path(resumed)) if resumed else None
         self.run_dir = choose_run_dir(self.config, self.checkpoint)
-        if self.checkpoint is None:
+        self.goes_on = (
+            self.checkpoint is not None and self.checkpoint.resolve().parent == self.run_dir
+        )
+        if not self.goes_on:
             check_unused(self.run_dir)
+        if self.checkpoint is None:
             self.state = TrainerState(step=0, prompt_cursor=0, num_tokens=0, kind=self.kind)
         else:
             check_same_run(self.config, self.checkpoint)

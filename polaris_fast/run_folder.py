@@ -15,7 +15,7 @@ from .best import forget_best_after
 from .checkpoint import list_checkpoints
 from .config import Config
 from .config_file import dump_config
-from .metrics import METRICS_FILE, read_metrics
+from .metrics import METRICS_FILE
 from .story_log import drop_stories_after
 from .types import UserError
 
@@ -68,9 +68,9 @@ def check_unused(run_dir: Path) -> None:
     """Refuse to start a new run where another has left its work.
 
     Raises:
-        UserError: the folder holds finished steps or checkpoints.
+        UserError: the folder holds checkpoints; a run aborted before its first one left no work.
     """
-    if read_metrics(run_dir / METRICS_FILE) or (run_dir.is_dir() and list_checkpoints(run_dir)):
+    if run_dir.is_dir() and list_checkpoints(run_dir):
         raise UserError(
             f"output_dir: {run_dir} holds another run's steps; go on with it by "
             f"--resume_from_checkpoint {run_dir}, or give another output_dir"
@@ -86,7 +86,10 @@ def check_same_run(config: Config, checkpoint: Path) -> None:
     path = checkpoint.parent / CONFIG_FILE
     if not path.is_file():
         return
-    stored, now = _flat(yaml.safe_load(path.read_text())), _flat(config.model_dump(mode="json"))
+    stored, now = (
+        _flat(yaml.safe_load(path.read_text(encoding="utf-8"))),
+        _flat(config.model_dump(mode="json")),
+    )
     for key, after in now.items():
         before = stored.get(key)
         if before != after and _is_fixed(key, config):
@@ -121,12 +124,27 @@ def open_run(run_dir: Path) -> None:
     _point_latest(run_dir)
 
 
+def put_aside_aborted(run_dir: Path) -> Path | None:
+    """Move what a run without a checkpoint left into `aborted-N/`; None where there was nothing."""
+    names = (CONFIG_FILE, METRICS_FILE, "stories", "best.json", "best", "summary.json")
+    left = [run_dir / name for name in names if os.path.lexists(run_dir / name)]
+    left += run_dir.glob("eval-*.json")
+    if not left:
+        return None
+    number = 1 + sum(1 for _ in run_dir.glob("aborted-*"))
+    aside = run_dir / f"aborted-{number}"
+    aside.mkdir()
+    for path in left:
+        path.rename(aside / path.name)
+    return aside
+
+
 def write_config(run_dir: Path, config: Config) -> None:
     """`config.yaml`: the resolved configuration, whole or as it was."""
     # Where it lies and what it goes on from are facts of a command: the folder can be moved.
     written = config.model_copy(update={"resume_from_checkpoint": None, "output_dir": None})
     draft = run_dir / f".{CONFIG_FILE}.partial"
-    draft.write_text(dump_config(written))
+    draft.write_text(dump_config(written), encoding="utf-8")
     draft.replace(run_dir / CONFIG_FILE)
 
 

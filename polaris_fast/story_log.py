@@ -44,7 +44,8 @@ def write_stories(run_dir: Path, step: int, rows: Iterable[Row]) -> None:
     path = run_dir / "stories" / f"step-{step:06d}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".partial")
-    with draft.open("w", encoding="utf-8") as file:
+    # a sampled text may hold half of a surrogate pair, which UTF-8 cannot say
+    with draft.open("w", encoding="utf-8", errors="replace") as file:
         for row in rows:
             file.write(json.dumps(row_to_dict(row), ensure_ascii=False) + "\n")
     draft.replace(path)

@@ -193,6 +193,15 @@ def test_quiet_shows_warnings_only() -> None:
     assert out.getvalue() == "warning: a warning\n"
 
 
+def test_a_view_that_nobody_reads_any_more_goes_quiet() -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    PlainView(Gone()).note("a note")
+    QuietView(Gone()).warn("a warning")
+
+
 def test_a_resumed_run_shows_its_history() -> None:
     view = LiveView(Console(file=io.StringIO(), width=100))
     rows = [{"step": step, "reward": float(step)} for step in range(1, 21)]

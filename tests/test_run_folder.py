@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from polaris_fast.config import Config
-from polaris_fast.run_folder import check_same_run, open_run, write_config
+from polaris_fast.run_folder import (
+    check_same_run,
+    check_unused,
+    open_run,
+    put_aside_aborted,
+    write_config,
+)
+from polaris_fast.story_log import write_stories
 from polaris_fast.types import UserError
 
 LORA = {"lora": {"r": 8, "alpha": 32.0, "target_modules": ["q_proj"]}}
@@ -56,3 +63,24 @@ def test_a_resume_may_change_what_no_checkpoint_depends_on(
     before: dict[str, Any], after: dict[str, Any], tmp_path: Path
 ) -> None:
     resume(tmp_path, before, after)
+
+
+def test_what_a_run_without_a_checkpoint_left_is_put_aside(tmp_path: Path) -> None:
+    left = {"config.yaml", "metrics.jsonl", "eval-start.json", "best.json"}
+    for n in (1, 2):
+        for name in left:
+            (tmp_path / name).write_text('{"step": 1}')
+        (tmp_path / "best").symlink_to("checkpoint-1")
+        check_unused(tmp_path)
+        assert put_aside_aborted(tmp_path) == tmp_path / f"aborted-{n}"
+        assert {p.name for p in (tmp_path / f"aborted-{n}").iterdir()} == left | {"best"}
+    assert {p.name for p in tmp_path.iterdir()} == {"aborted-1", "aborted-2"}
+    assert put_aside_aborted(tmp_path) is None
+
+
+def test_a_story_with_half_a_surrogate_pair_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polaris_fast.story_log.row_to_dict", lambda row: {"reason": "a\ud800"})
+    write_stories(tmp_path, 1, [None])  # type: ignore[list-item]
+    assert (tmp_path / "stories/step-000001.jsonl").read_text() == '{"reason": "a?"}\n'

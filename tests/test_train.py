@@ -266,6 +266,25 @@ def test_a_second_run_never_mixes_with_the_first(
     assert exact(finished) == before and len(list_checkpoints(finished)) == 4
 
 
+def test_a_resumed_run_does_not_go_into_the_folder_of_a_third(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    resumed = train(other, max_steps=5, resume_from_checkpoint=finished / "checkpoint-1")
+    assert resumed == 2 and "holds another run's steps" in capsys.readouterr().err
+    assert len(list_checkpoints(other)) == 4
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 77\n")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 9}\n')
+    assert train(tmp_path, max_steps=1) == 0
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["seed"] != 77
+    assert [line["step"] for line in metrics_of(tmp_path)] == [1]
+    assert (tmp_path / "aborted-1" / "config.yaml").read_text() == "seed: 77\n"
+
+
 def test_resuming_from_an_earlier_checkpoint_keeps_the_new_work(
     finished: Path, tmp_path: Path
 ) -> None:

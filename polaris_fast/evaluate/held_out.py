@@ -81,7 +81,8 @@ def write_evaluation(run_dir: Path, name: str, result: dict[str, Any]) -> None:
     """Write `eval-NAME.json`."""
     path = run_dir / f"eval-{name}.json"
     draft = path.with_suffix(".partial")
-    draft.write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
+    # a sampled text may hold half of a surrogate pair, which UTF-8 cannot say
+    draft.write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8", errors="replace")
     draft.replace(path)
 
 

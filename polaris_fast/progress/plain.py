@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TextIO
 
 from .base import SHOWN, TOTALS, View, clock, number
@@ -42,7 +43,8 @@ class LineView(View):
             self._print(f"warning: {text}")
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        with suppress(OSError):  # nobody reads any more; the run is worth more than its lines
+            print(text, file=self._stream, flush=True)
         self._printed = self._run.now()
 
 

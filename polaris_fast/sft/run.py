@@ -185,9 +185,11 @@ class SupervisedRun(ConductedRun):
             "perf/step_s": seconds,
             "perf/tokens_per_s": found.sums.train_tokens / seconds,
         }
-        if self.held_out and self._ends_epoch(first, first + count):
-            metrics["sft/eval_loss"] = self._held_out_loss()
-        self.log.log(self.state.step, metrics)
+        try:
+            if self.held_out and self._ends_epoch(first, first + count):
+                metrics["sft/eval_loss"] = self._held_out_loss()
+        finally:  # the step is done, whatever stops its held-out pass
+            self.log.log(self.state.step, metrics)
         self.view.step(self.state.step, metrics)
         if update.skipped is not None:
             self.view.warn(

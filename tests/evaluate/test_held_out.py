@@ -100,3 +100,8 @@ def test_an_evaluation_is_written_as_utf8_whatever_the_locale(tmp_path, monkeypa
     write_evaluation(tmp_path, "end", {"story": "Zo\u00eb"})
     assert encodings == ["utf-8"]
     assert (tmp_path / "eval-end.json").read_bytes().decode() == '{"story": "Zo\u00eb"}'
+
+
+def test_an_evaluation_with_half_a_surrogate_pair_is_written(tmp_path):
+    write_evaluation(tmp_path, "end", {"reason": "a\ud800"})
+    assert (tmp_path / "eval-end.json").read_text() == '{"reason": "a?"}'

@@ -23,8 +23,10 @@ from polaris_fast.model.tiny import tiny_model
 from polaris_fast.packing import pack_rows
 from polaris_fast.prompts import PromptBuilder, load_tokenizer
 from polaris_fast.sft.rows import story_records, story_row
+from polaris_fast.sft.run import SupervisedRun
 from polaris_fast.sft.settings import supervised
 from polaris_fast.slots import SlotTrainer
+from polaris_fast.stopping import StopRequested
 from polaris_fast.types import UserError
 from tests.runs import exact, metrics_of, train
 
@@ -131,6 +133,20 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(
         for folder in (run, finished)
     )
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_stop_in_the_held_out_pass_keeps_the_steps_row(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(run: SupervisedRun) -> float:
+        if run.state.step:
+            raise StopRequested("SIGINT")
+        return 0.0
+
+    monkeypatch.setattr(SupervisedRun, "_held_out_loss", stopped)
+    assert sft(base, tmp_path / "run", max_steps=1) == 130
+    (row,) = metrics_of(tmp_path / "run")
+    assert row["step"] == 1 and "sft/eval_loss" not in row
 
 
 def test_train_starts_from_its_checkpoint(finished: Path, tmp_path: Path) -> None:
