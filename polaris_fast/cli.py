@@ -222,6 +222,12 @@ def _config_of_resumed(overrides: dict[str, str]) -> str | None:
     for folder in (Path(resumed), Path(resumed).parent):
         if (folder / "config.yaml").is_file():
             return str(folder / "config.yaml")
+    if Path(resumed).is_dir():
+        # the defaults are another run's settings: they would train on other data, unnoticed
+        raise UserError(
+            f"resume_from_checkpoint: {resumed} has no config.yaml in it or beside it; give the "
+            "run's own by --config"
+        )
     return None
 
 

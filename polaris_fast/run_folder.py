@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,7 @@ def put_aside_aborted(run_dir: Path) -> Path | None:
     left += run_dir.glob("eval-*.json")
     if not left:
         return None
-    number = 1 + sum(1 for _ in run_dir.glob("aborted-*"))
-    aside = run_dir / f"aborted-{number}"
+    aside = next(p for n in count(1) if not (p := run_dir / f"aborted-{n}").exists())
     aside.mkdir()
     for path in left:
         path.rename(aside / path.name)

@@ -321,6 +321,17 @@ def test_a_resumed_run_keeps_its_own_settings_and_refuses_others(
     assert exact(finished)[2]["reward"] == lines[2]["reward"]
 
 
+def test_a_checkpoint_away_from_its_run_is_resumed_only_under_a_named_configuration(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lone = tmp_path / "superseded" / "checkpoint-2"
+    shutil.copytree(finished / "checkpoint-2", lone)
+    assert main(["train", f"--resume_from_checkpoint={lone}", "--max_steps=3"]) == 2
+    error = capsys.readouterr().err
+    assert "resume_from_checkpoint" in error and "--config" in error
+    assert not (lone.parent / "metrics.jsonl").exists()
+
+
 def test_the_latest_link_can_be_resumed_and_stays_a_link(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)

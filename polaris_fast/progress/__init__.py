@@ -1,8 +1,8 @@
 """What the terminal shows while a run goes on: a live view, plain lines, or nothing.
 
 All views keep the same numbers and differ in how they show them. Every method may be called from
-any thread. A view never catches an exception, so Ctrl-C passes through; `stop` (or leaving the
-`with` block, or the end of the process) gives the terminal back as it was.
+any thread. Ctrl-C passes through a view; `stop` (or leaving the `with` block, or the end of the
+process) gives the terminal back as it was.
 """
 
 from __future__ import annotations
