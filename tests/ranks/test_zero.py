@@ -149,6 +149,18 @@ def test_the_first_stage_in_bfloat16_is_refused_before_deepspeed_is() -> None:
     Config(engine=one, dtype="float32")
 
 
+def test_tiles_of_mlps_whose_weights_all_ranks_gather_are_refused() -> None:
+    # ranks whose micro-batches differ in tokens would gather them another number of times
+    for stage, is_refused in ((2, False), (3, True)):
+        engine = EngineConfig.model_validate({"kind": "deepspeed", "zero_stage": stage})
+        settings = {"engine": engine, "mlp_tile_tokens": 64}
+        if is_refused:
+            with pytest.raises(ValueError, match=r"mlp_tile_tokens \(64\).*zero_stage to 2"):
+                Config.model_validate(settings)
+        else:
+            Config.model_validate(settings)
+
+
 def test_the_first_stage_on_a_gpu_does_without_what_deepspeed_refuses_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
