@@ -51,8 +51,8 @@ class RowCost:
         entry, head and head dim, so 2 n^2 H d a layer. Delta-net layers are linear in n.
         """
         config = model.config.get_text_config()
-        tables = {id(p): p.numel() for p in model.get_input_embeddings().parameters()}
-        weights = sum(p.numel() for p in model.parameters() if id(p) not in tables)
+        tables = {id(p): _whole_numel(p) for p in model.get_input_embeddings().parameters()}
+        weights = sum(_whole_numel(p) for p in model.parameters() if id(p) not in tables)
         if config.tie_word_embeddings:  # the table is then also the head
             weights += sum(tables.values())
         kinds = (
@@ -132,6 +132,11 @@ class PackedBatch:
                 )
             parts.append(torch.as_tensor(values, dtype=torch.float32, device=self.targets.device))
         return torch.cat(parts)
+
+
+def _whole_numel(parameter: Tensor) -> int:
+    # ZeRO-3 leaves nothing in a parameter between uses but the count it had
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def pack_rows(rows: Sequence[TokenRow], device: torch.device | str = "cpu") -> PackedBatch:

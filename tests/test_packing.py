@@ -146,3 +146,11 @@ def test_cost_of_a_hybrid_model():
     assert cost.attention == 2 * 1 * 2 * 32  # one full-attention layer, two heads of 32
     tied = RowCost.of_model(tiny_model("qwen3_5", tie_word_embeddings=True))
     assert tied.linear == cost.linear
+
+
+def test_cost_is_that_of_the_whole_model_where_zero_3_has_emptied_its_parameters():
+    whole, sharded = tiny_model("qwen3_5"), tiny_model("qwen3_5")
+    for parameter in sharded.parameters():
+        parameter.ds_numel = parameter.numel()
+        parameter.data = torch.empty(0)
+    assert RowCost.of_model(sharded) == RowCost.of_model(whole)

@@ -44,7 +44,8 @@ class Config(Section):
     offload_activations: bool = False
     """What whole checkpointing keeps, each layer's input, waits for backward in CPU memory."""
     mlp_tile_tokens: int = Field(0, ge=0)
-    """Tokens that an MLP takes at a time, its wide activations made again in backward; 0: all."""
+    """Tokens that an MLP takes at a time, its wide activations made again in backward; 0: all,
+    as ZeRO-3 needs it."""
     liger_kernels: bool = False
     """Norms, MLP gates and (Qwen3, Llama) rotary embedding by Liger's kernels; GPUs only."""
     logits_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -276,6 +277,13 @@ class Config(Section):
                 "rollout.engine vllm is sent whole weights by the first rank, which "
                 "engine.zero_stage 3 keeps in shards; set engine.zero_stage to 2 or "
                 "rollout.engine to hf"
+            )
+        if self.engine.zero_stage == 3 and self.mlp_tile_tokens:
+            # ranks of other token counts would gather an MLP's weights another number of times
+            raise ValueError(
+                f"mlp_tile_tokens ({self.mlp_tile_tokens}) cuts each rank's tokens into tiles of "
+                "its own, and all ranks must gather the weights of engine.zero_stage 3 equally "
+                "often; set mlp_tile_tokens to 0, or engine.zero_stage to 2"
             )
 
     def _check_staleness(self) -> None:

@@ -236,7 +236,8 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     zero: dict[str, Any] = {
         "stage": config.engine.zero_stage,
-        "overlap_comm": on_gpu,
+        # DeepSpeed refuses to start ZeRO-1 with it
+        "overlap_comm": on_gpu and config.engine.zero_stage > 1,
         "contiguous_gradients": True,
     }
     for name in ("optimizer", "param"):

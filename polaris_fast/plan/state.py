@@ -97,7 +97,7 @@ def _zero(
     P = shape.num_parameters + (trained.elements if trained.extra else 0)
     share = -(-trained.elements // n)
     shard = share * _FP32
-    in_flight = 2 if device == "cuda" else 1  # overlap_comm keeps a second bucket
+    in_flight = 2 if device == "cuda" and stage > 1 else 1  # overlap_comm keeps a second bucket
     bucket = in_flight * _REDUCE_BUCKET * (_FP32 if stage < 3 else item)
     host = whole.host
     engine = whole.scaled(

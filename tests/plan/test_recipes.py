@@ -163,6 +163,15 @@ def test_no_advice_leads_to_the_stage_that_bfloat16_may_not_have() -> None:
             assert advice.settings[1] in ("engine.zero_stage=2", "engine.zero_stage=3")
 
 
+@pytest.mark.parametrize(("stage", "is_advised"), [(2, True), (3, False)])
+def test_tiled_mlps_are_advised_where_no_weights_are_gathered(stage: int, is_advised: bool) -> None:
+    config, shape = recipe("polaris_9b_12k")
+    config = with_settings(config, {"engine.zero_stage": stage})
+    machine = parse_gpus("4xA100-80G")
+    advised = advise(config, shape, machine, memory_plan(config, shape, machine))
+    assert (("mlp_tile_tokens=2048",) in {a.settings for a in advised}) is is_advised
+
+
 REFUSED = {  # where a switch that is off would be refused
     "ZeRO-1 in float32": {"dtype": "float32", "engine.kind": "deepspeed", "engine.zero_stage": 1},
     "ZeRO-3's stage beside servers": {

@@ -149,6 +149,28 @@ def test_the_first_stage_in_bfloat16_is_refused_before_deepspeed_is() -> None:
     Config(engine=one, dtype="float32")
 
 
+def test_tiles_of_mlps_whose_weights_all_ranks_gather_are_refused() -> None:
+    # ranks whose micro-batches differ in tokens would gather them another number of times
+    for stage, is_refused in ((2, False), (3, True)):
+        engine = EngineConfig.model_validate({"kind": "deepspeed", "zero_stage": stage})
+        settings = {"engine": engine, "mlp_tile_tokens": 64}
+        if is_refused:
+            with pytest.raises(ValueError, match=r"mlp_tile_tokens \(64\).*zero_stage to 2"):
+                Config.model_validate(settings)
+        else:
+            Config.model_validate(settings)
+
+
+def test_the_first_stage_on_a_gpu_does_without_what_deepspeed_refuses_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for stage, overlaps in ((1, False), (2, True), (3, True)):
+        engine = EngineConfig.model_validate({"kind": "deepspeed", "zero_stage": stage})
+        found = deepspeed_config(Config(engine=engine, dtype="float32"), 2)
+        assert found["zero_optimization"]["overlap_comm"] is overlaps
+
+
 def test_a_json_file_may_not_take_what_the_guard_rests_on(tmp_path: Path) -> None:
     file = tmp_path / "ds.json"
     engine = EngineConfig(kind="deepspeed", zero_stage=2, deepspeed_config=str(file))
