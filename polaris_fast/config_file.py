@@ -152,6 +152,8 @@ def _plain_url(value: Any) -> Any:
 
 
 def _value(dotted: str, text: str) -> Any:
+    if not text.strip():  # often a variable that is not set; YAML would read null
+        raise UserError(f"--{dotted}: empty value; give one, or null")
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from ..judge_presets import url_from_environment
 
@@ -12,7 +12,15 @@ from ..judge_presets import url_from_environment
 Off = BeforeValidator(lambda value: "off" if value is False else value)
 
 
-Url = Annotated[str | None, BeforeValidator(url_from_environment)]
+def not_blank(value: str | None) -> str | None:
+    """A blank text is no way to say null."""
+    if value is not None and not value.strip():
+        raise ValueError(f"empty value {value!r}; give one, or null")
+    return value
+
+
+NotBlank = Annotated[str | None, AfterValidator(not_blank)]
+Url = Annotated[NotBlank, BeforeValidator(url_from_environment)]
 
 
 def tracker_list(value: Any) -> Any:
