@@ -76,6 +76,20 @@ def test_a_blank_text_of_a_file_is_not_taken_for_null(key: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    "key", ["learning_rate", "max_steps", "max_completion_length", "is_cap", "judge.price_input"]
+)
+def test_true_is_no_number(key: str, tmp_path: Path) -> None:
+    """It is what a key has whose value was forgotten."""
+    with pytest.raises(UserError, match=rf"{key}: needs a number, got true"):
+        load_config(None, {key: "true"})
+    *sections, leaf = key.split(".")
+    text = "".join(f"{section}: {{" for section in sections) + f"{leaf}: false"
+    (tmp_path / "mine.yaml").write_text(text + "}" * len(sections))
+    with pytest.raises(UserError, match=rf"{key}: needs a number, got false"):
+        load_config(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"loss_options.dro_bta": "1"}, "unknown option 'dro_bta'; did you mean 'dro_beta'"),
