@@ -134,7 +134,9 @@ def judge(latency: Latency, config: Config) -> Iterator[tuple[JudgePool, Script]
     """A pool on the scripted endpoint with this latency."""
     script = Script(seed=1, latency=latency)
     with ScriptedProcess(script) as server:
-        settings = config.judge.model_copy(update={"base_url": server.base_url})
+        settings = config.judge.model_copy(
+            update={"base_url": server.base_url, "model": "scripted-judge"}
+        )
         with JudgePool(settings) as pool:
             yield pool, script
 
@@ -156,7 +158,6 @@ def _config() -> Config:
             "dtype": "float32",
             "learning_rate": "1e-6",
             "hri.num_judge_samples": "1",
-            "judge.model": "scripted-judge",
             "judge.journal": "off",
             "judge.hedge_budget": "0",  # a second request would have another latency
             "judge.start_concurrency": "100",  # all rows at once, whatever the limiter has learnt

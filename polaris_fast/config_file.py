@@ -133,8 +133,10 @@ def _forget_other_endpoint(tree: dict[str, Any], section: str, given: dict[str, 
     if not isinstance(node, dict) or "base_url" not in node:
         return
     before, model = _plain_url(node["base_url"]), node.get("model")
-    if _plain_url(given.get(f"{section}.base_url", node["base_url"])) != before:
-        for key in OF_ONE_ENDPOINT:
+    after = _plain_url(given.get(f"{section}.base_url", node["base_url"]))
+    if after != before:
+        # without an address the model's name would be no one's
+        for key in (*OF_ONE_ENDPOINT, *(["model"] if after is None else [])):
             node.pop(key, None)
     elif section == "judge" and given.get("judge.model", model) != model:
         filled = preset_settings(before, model, node.get("preset", "auto"))
@@ -152,6 +154,8 @@ def _plain_url(value: Any) -> Any:
 
 
 def _value(dotted: str, text: str) -> Any:
+    if not text.strip():  # often a variable that is not set; YAML would read null
+        raise UserError(f"--{dotted}: empty value; give one, or null")
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

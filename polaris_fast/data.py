@@ -40,34 +40,38 @@ class _Line(BaseModel):
     source: str = ""
 
 
-def load_records(config: DataConfig) -> list[StoryRecord]:
-    """All records of `data.path`, in file order, filtered by target length.
+def load_records(config: DataConfig, key: str = "data.path") -> list[StoryRecord]:
+    """All records of `config.path`, in file order, filtered by target length.
+
+    Args:
+        key: the setting that gave the path, for errors.
+
     Raises:
         UserError: a missing path, an unreadable line (with file and line number), a story
             without text, duplicate uids, or nothing left.
     """
     try:
-        records = list(_read(config.path, config.split))
+        records = list(_read(config.path, config.split, key))
     except OSError as error:
         raise UserError(
-            f"data.path: cannot read {error.filename or config.path} ({error.strerror or error})"
+            f"{key}: cannot read {error.filename or config.path} ({error.strerror or error})"
         ) from error
     low, high = config.min_target_words or 1, config.max_target_words or 10**9
     kept = [r for r in records if low <= r.target_word_count <= high]
     where = config.path or "the bundled samples"
     if not records:
-        raise UserError(f"data.path: {where} holds no records; give JSONL, parquet or text files")
+        raise UserError(f"{key}: {where} holds no records; give JSONL, parquet or text files")
     if not kept:
         targets = sorted(r.target_word_count for r in records)
         raise UserError(
-            f"data.path: none of the {len(records)} records of {where}, of {targets[0]} to "
+            f"{key}: none of the {len(records)} records of {where}, of {targets[0]} to "
             f"{targets[-1]} words, lies between data.min_target_words "
             f"({config.min_target_words}) and data.max_target_words ({config.max_target_words}); "
             "widen them"
         )
     double = [uid for uid, n in Counter(r.uid for r in kept).items() if n > 1]
     if double:
-        raise UserError(f"data.path: uid {double[0]!r} appears more than once in {where}")
+        raise UserError(f"{key}: uid {double[0]!r} appears more than once in {where}")
     return kept
 
 
@@ -88,7 +92,7 @@ def split_records(
     """
     if config.eval_path is not None:
         unfiltered = {"path": config.eval_path, "min_target_words": None, "max_target_words": None}
-        held_out = load_records(config.model_copy(update=unfiltered))
+        held_out = load_records(config.model_copy(update=unfiltered), "data.eval_path")
         seen = {content_of(r) for r in held_out}
         train = [r for r in records if content_of(r) not in seen]
         if not train:
@@ -136,30 +140,30 @@ class PromptOrder:
         return self._order[offset]
 
 
-def _read(path: str | None, split: str) -> Iterator[StoryRecord]:
+def _read(path: str | None, split: str, key: str) -> Iterator[StoryRecord]:
     if path is None:
         samples = load_samples("micro")
         yield from (r for r in samples if r.target_word_count <= _SAMPLE_MAX_WORDS)
         return
     where = Path(path)
     if where.is_dir():
-        yield from _read_folder(where)
+        yield from _read_folder(where, key)
     elif where.suffix == ".jsonl" and where.is_file():
-        yield from _read_jsonl(where)
+        yield from _read_jsonl(where, key)
     elif where.suffix == ".parquet" and where.is_file():
-        yield from _read_parquet(where)
+        yield from _read_parquet(where, key)
     elif where.is_file() and where.suffix in _TEXT_SUFFIXES:
-        yield _from_text(where)
+        yield _from_text(where, key)
     elif where.exists():
         raise UserError(
-            f"data.path: cannot read {path!r} ({where.suffix or 'no suffix'}); give .jsonl, "
+            f"{key}: cannot read {path!r} ({where.suffix or 'no suffix'}); give .jsonl, "
             ".parquet, .txt, .md or a folder of text files"
         )
     else:
-        yield from _read_hub(path, split)
+        yield from _read_hub(path, split, key)
 
 
-def _read_jsonl(path: Path) -> Iterator[StoryRecord]:
+def _read_jsonl(path: Path, key: str = "data.path") -> Iterator[StoryRecord]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if not raw.strip():
@@ -168,11 +172,11 @@ def _read_jsonl(path: Path) -> Iterator[StoryRecord]:
             try:
                 fields = json.loads(raw)
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise UserError(f"data.path: {where}: not valid JSON ({error})") from error
-            yield _record(fields, where, f"{path.stem}-{number}")
+                raise UserError(f"{key}: {where}: not valid JSON ({error})") from error
+            yield _record(fields, where, f"{path.stem}-{number}", key)
 
 
-def _read_parquet(path: Path) -> Iterator[StoryRecord]:
+def _read_parquet(path: Path, key: str) -> Iterator[StoryRecord]:
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -182,46 +186,46 @@ def _read_parquet(path: Path) -> Iterator[StoryRecord]:
         for batch in table.iter_batches(batch_size=256):
             for fields in batch.to_pylist():
                 number += 1
-                yield _record(fields, f"{path}: row {number}", f"{path.stem}-{number}")
+                yield _record(fields, f"{path}: row {number}", f"{path.stem}-{number}", key)
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"data.path: {path} is not readable parquet ({error})") from error
+        raise UserError(f"{key}: {path} is not readable parquet ({error})") from error
 
 
-def _read_hub(name: str, split: str) -> Iterator[StoryRecord]:
+def _read_hub(name: str, split: str, key: str) -> Iterator[StoryRecord]:
     import datasets
 
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"data.path: no such file or folder {name!r}")
+        raise UserError(f"{key}: no such file or folder {name!r}")
     try:
         rows: Iterable[dict[str, Any]] = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library raises many kinds; each means "cannot be had"
         raise UserError(
-            f"data.path: {name!r} is no file or folder here, and as a hub data set it cannot be "
+            f"{key}: {name!r} is no file or folder here, and as a hub data set it cannot be "
             f"loaded ({type(error).__name__}: {error}); check the path, the name or data.split"
         ) from error
     for number, fields in enumerate(rows, start=1):
-        yield _record(fields, f"{name}[{split}]: row {number}", f"{split}-{number}")
+        yield _record(fields, f"{name}[{split}]: row {number}", f"{split}-{number}", key)
 
 
-def _record(fields: Any, where: str, default_uid: str) -> StoryRecord:
+def _record(fields: Any, where: str, default_uid: str, key: str) -> StoryRecord:
     try:
         line = _Line.model_validate(fields)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in fault["loc"]) or "record"
+        field = ".".join(str(part) for part in fault["loc"]) or "record"
         raise UserError(
-            f"data.path: {where}: {key}: {fault['msg']}, got {fault['input']!r:.80}"
+            f"{key}: {where}: {field}: {fault['msg']}, got {fault['input']!r:.80}"
         ) from error
     if line.story is not None and not line.story.strip():
         raise UserError(
-            f"data.path: {where}: story: no text; remove the field for a prompt without a "
+            f"{key}: {where}: story: no text; remove the field for a prompt without a "
             "human story, or the line"
         )
     target = line.target_word_count
     if target is None:
         if line.story is None:
             raise UserError(
-                f"data.path: {where}: target_word_count: missing, and there is no story to count; "
+                f"{key}: {where}: target_word_count: missing, and there is no story to count; "
                 "add the number of words to ask for"
             )
         target = count_words(line.story)
@@ -236,22 +240,22 @@ def _record(fields: Any, where: str, default_uid: str) -> StoryRecord:
     )
 
 
-def _read_folder(folder: Path) -> Iterator[StoryRecord]:
+def _read_folder(folder: Path, key: str) -> Iterator[StoryRecord]:
     files = sorted(p for p in folder.rglob("*") if p.suffix in _TEXT_SUFFIXES and p.is_file())
     if not files:
-        raise UserError(f"data.path: no .txt or .md file in {str(folder)!r}")
+        raise UserError(f"{key}: no .txt or .md file in {str(folder)!r}")
     for file in files:
-        yield _from_text(file, folder)
+        yield _from_text(file, key, folder)
 
 
-def _from_text(file: Path, folder: Path | None = None) -> StoryRecord:
+def _from_text(file: Path, key: str, folder: Path | None = None) -> StoryRecord:
     try:
         text = file.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise UserError(f"data.path: {file}: not UTF-8 text ({error}); convert it") from error
+        raise UserError(f"{key}: {file}: not UTF-8 text ({error}); convert it") from error
     title, story = _split_title(text, file.stem)
     if not story:
-        raise UserError(f"data.path: {file}: story without text; write it or remove the file")
+        raise UserError(f"{key}: {file}: story without text; write it or remove the file")
     uid = str(file.relative_to(folder).with_suffix("")) if folder else file.stem
     return StoryRecord(
         uid=uid,

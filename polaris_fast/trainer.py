@@ -81,6 +81,7 @@ class Trainer(ConductedRun):
         thinking = with_thinking(config.data, self.train_records)
         self.config = config.model_copy(update={"data": thinking})
         self._find_place()
+        self._check_warm_start()
         self.tokenizer = self._tokenizer()
         self.config = self._resolve_lengths()
         self.builder = PromptBuilder(self.tokenizer, self.config)
@@ -119,6 +120,17 @@ class Trainer(ConductedRun):
         if path is not None:
             return load_tokenizer(path)
         return embedded_tokenizer(self.config, self.train_records)
+
+    def _check_warm_start(self) -> None:
+        steps = self.config.embedded.warm_start_steps
+        if self.config.model_name_or_path is not None or self.checkpoint is not None or not steps:
+            return
+        if all(record.story is None for record in self.train_records):
+            raise UserError(
+                f"embedded.warm_start_steps ({steps}): the embedded model is warm-started on "
+                "stories, and no training record has one; give `story`, set "
+                "embedded.warm_start_steps to 0, or name a model (model_name_or_path)"
+            )
 
     def _resolve_lengths(self) -> Config:
         """Settle a completion limit that is left to the data."""

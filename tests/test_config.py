@@ -57,6 +57,38 @@ def test_a_value_out_of_range_names_key_and_value(key: str, text: str) -> None:
     assert text.strip("'") in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["judge.base_url", "data.path", "max_completion_length"])
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_value_is_not_taken_for_null(key: str, text: str) -> None:
+    with pytest.raises(UserError, match=rf"^--{key}: empty value; give one, or null$"):
+        load_config(None, {key: text})
+
+
+@pytest.mark.parametrize(
+    "key", ["judge.base_url", "judge.fallback.base_url", "data.path", "data.eval_path"]
+)
+def test_a_blank_text_of_a_file_is_not_taken_for_null(key: str, tmp_path: Path) -> None:
+    *sections, leaf = key.split(".")
+    text = "".join(f"{section}: {{" for section in sections) + f"{leaf}: ' '" + "}" * len(sections)
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"{key}: empty value ' '; give one, or null"):
+        load_config(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    "key", ["learning_rate", "max_steps", "max_completion_length", "is_cap", "judge.price_input"]
+)
+def test_true_is_no_number(key: str, tmp_path: Path) -> None:
+    """It is what a key has whose value was forgotten."""
+    with pytest.raises(UserError, match=rf"{key}: needs a number, got true"):
+        load_config(None, {key: "true"})
+    *sections, leaf = key.split(".")
+    text = "".join(f"{section}: {{" for section in sections) + f"{leaf}: false"
+    (tmp_path / "mine.yaml").write_text(text + "}" * len(sections))
+    with pytest.raises(UserError, match=rf"{key}: needs a number, got false"):
+        load_config(tmp_path / "mine.yaml")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -47,6 +47,28 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path, line: object, me
         load_records(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("held.jsonl", "{not json", r"held\.jsonl:1: not valid JSON"),
+        ("held.jsonl", '{"story": "x"}', r"held\.jsonl:1: prompt: Field required"),
+        ("held.jsonl", "", "holds no records"),
+        ("held.txt", " ", "story without text"),
+        ("held.parquet", "none", "is not readable parquet"),
+        ("held.csv", "a,b", "cannot read"),
+    ],
+)
+def test_faults_of_the_held_out_records_name_their_own_key(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    config = DataConfig(eval_path=str(tmp_path / name))
+    with pytest.raises(UserError, match=rf"^data\.eval_path: .*{message}"):
+        split_records(config, load_samples("micro"))
+    with pytest.raises(UserError, match=r"^data\.eval_path: no such file"):
+        split_records(DataConfig(eval_path=str(tmp_path / "none")), load_samples("micro"))
+
+
 def test_duplicate_uids_are_refused(tmp_path: Path) -> None:
     line = {"uid": "same", "prompt": "p", "story": STORY}
     with pytest.raises(UserError, match="uid 'same' appears more than once"):

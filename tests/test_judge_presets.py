@@ -165,6 +165,32 @@ def test_a_file_without_an_address_sets_the_judge_that_the_command_names(tmp_pat
     assert (found.api_key_env, found.price_input) == ("MY_KEY", 1)
 
 
+@pytest.mark.parametrize(("key", "value"), [("model", "gpt-5"), ("preset", "openai")])
+def test_a_judge_without_an_address_is_not_taken_for_the_local_one(key: str, value: str) -> None:
+    with pytest.raises(UserError, match=rf"judge\.{key} \({value}\) needs judge\.base_url"):
+        load_config(None, {f"judge.{key}": value})
+    own = {f"judge.{key}": value, "reward.function": "package.module:f"}
+    assert getattr(load_config(None, own).judge, key) == value
+
+
+def test_a_file_that_loses_its_judges_address_has_the_local_judge(tmp_path: Path) -> None:
+    local = {"judge.base_url": "null", "judge.fallback.base_url": "null"}
+    assert load_config("polaris_9b", local).judge.model == "local-heuristic"
+    path = run_file(
+        tmp_path,
+        base_url="https://api.openai.com/v1",
+        model="gpt-5",
+        preset="openai",
+        **{"fallback.base_url": "https://api.mistral.ai/v1", "fallback.model": "m"},
+    )
+    found = load_config(path, local).judge
+    assert (found.model, found.preset, found.fallback) == (
+        "local-heuristic",
+        "auto",
+        FallbackConfig(),
+    )
+
+
 def test_no_key_of_a_runs_fallback_goes_to_another_address(tmp_path) -> None:
     path = run_file(
         tmp_path,

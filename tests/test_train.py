@@ -214,6 +214,20 @@ def test_every_switch_trains_a_step(finished: Path, tmp_path: Path, settings: An
         assert line["grad_norm"] > 0
 
 
+def test_prompts_alone_train_the_embedded_model_only_without_its_warm_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": f"Tell of the sea, {n}.", "target_word_count": 20} for n in range(3)]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    keys = {"data__path": data, "max_steps": 1}
+    assert train(tmp_path / "run", **keys) == 2
+    error = capsys.readouterr().err
+    assert "embedded.warm_start_steps (2): " in error and error.count("\n") == 1
+    assert train(tmp_path / "run", **keys, embedded__warm_start_steps=0) == 0
+    assert len(metrics_of(tmp_path / "run")) == 1
+
+
 @pytest.mark.parametrize("function", ["length_of", "length_of_async"])
 def test_a_users_own_reward_replaces_the_judge(
     finished: Path, tmp_path: Path, function: str

@@ -6,18 +6,18 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from .section import Section
+from .section import NotBlank, Section
 
 
 class DataConfig(Section):
     """Where prompts and human stories come from."""
 
-    path: str | None = None
+    path: NotBlank = None
     """JSONL or parquet file, folder of .txt/.md stories, or hub data-set id; null: the bundled
     stories of 20 to 60 words."""
     split: str = "train"
     """Split of a hub data set."""
-    eval_path: str | None = None
+    eval_path: NotBlank = None
     """Held-out records; null: `eval_fraction` of the records of `path`."""
     eval_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the records to hold out from training when `eval_path` is null."""

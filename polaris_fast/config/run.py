@@ -242,10 +242,27 @@ class Config(Section):
                 f"judge.canary_steps ({self.judge.canary_steps}) watches the judge, but "
                 f"reward.function ({self.reward.function}) takes its place; set canary_steps to 0"
             )
+        self._check_judge()
         self._check_shards()
         self._check_staleness()
         self._check_loss()
         return self
+
+    def _check_judge(self) -> None:
+        """What a judge elsewhere is told means nothing to the local one, which would judge."""
+        if self.judge.base_url is not None or self.reward.function is not None:
+            return
+        local = JudgeConfig.model_fields["model"].default
+        if self.judge.model != local:
+            raise ValueError(
+                f"judge.model ({self.judge.model}) needs judge.base_url: without an address the "
+                f"local heuristic judges; set judge.base_url, or judge.model to {local}"
+            )
+        if self.judge.preset not in ("auto", None):
+            raise ValueError(
+                f"judge.preset ({self.judge.preset}) needs judge.base_url: without an address the "
+                "local heuristic judges; set judge.base_url, or judge.preset to auto"
+            )
 
     def _check_optimizer(self) -> None:
         if self.optim != "adamw_8bit":

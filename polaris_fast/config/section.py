@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationInfo,
+    field_validator,
+)
 
 from ..judge_presets import url_from_environment
 
@@ -12,7 +19,15 @@ from ..judge_presets import url_from_environment
 Off = BeforeValidator(lambda value: "off" if value is False else value)
 
 
-Url = Annotated[str | None, BeforeValidator(url_from_environment)]
+def not_blank(value: str | None) -> str | None:
+    """A blank text is no way to say null."""
+    if value is not None and not value.strip():
+        raise ValueError(f"empty value {value!r}; give one, or null")
+    return value
+
+
+NotBlank = Annotated[str | None, AfterValidator(not_blank)]
+Url = Annotated[NotBlank, BeforeValidator(url_from_environment)]
 
 
 def tracker_list(value: Any) -> Any:
@@ -32,3 +47,13 @@ class Section(BaseModel):
         frozen=True,
         coerce_numbers_to_str=True,  # --run_name 7
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """A key without its value reads as true, which pydantic would turn into 1."""
+        if isinstance(value, bool) and info.field_name is not None:
+            kind = cls.model_fields[info.field_name].annotation
+            if {int, float} & {kind, *get_args(kind)}:
+                raise ValueError(f"needs a number, got {str(value).lower()}; give one")
+        return value

@@ -235,8 +235,8 @@ def test_agreement_needs_stories_that_both_scored():
         (None, "judge:\n  noise_std: 0.0312\n"),
         ("seed: 1", "seed: 1\njudge:\n  noise_std: 0.0312\n"),
         (
-            "judge:  # mine\n  model: m\n  # why\n\n  noise_std: 0.5  # old\nseed: 1\n",
-            "judge:  # mine\n  noise_std: 0.0312\n  model: m\n  # why\n\nseed: 1\n",
+            "judge:  # mine\n  timeout_s: 9\n  # why\n\n  noise_std: 0.5  # old\nseed: 1\n",
+            "judge:  # mine\n  noise_std: 0.0312\n  timeout_s: 9\n  # why\n\nseed: 1\n",
         ),
         ("judge:\n", "judge:\n  noise_std: 0.0312\n"),
         (
