@@ -51,7 +51,7 @@ def fla_gated_delta_rule(
     out, _ = chunk_gated_delta_rule(
         *(x[None] for x in (q, k, v, g, beta)),
         use_qk_l2norm_in_kernel=True,
-        cu_seqlens=layout.cu_seqlens.long(),
+        cu_seqlens=layout.long_cu_seqlens,
     )
     return out[0]
 

@@ -140,6 +140,11 @@ class PackedLayout:
     def max_seqlen(self) -> int:
         return max(self.lengths)
 
+    @cached_property
+    def long_cu_seqlens(self) -> Tensor:
+        """(R + 1,) int64, always the same tensor: fla keeps its plans by the tensor's identity."""
+        return self.cu_seqlens.long()
+
     @property
     def device(self) -> torch.device:
         return self.position_ids.device

@@ -47,6 +47,8 @@ class Adapters:
                     target_modules=targets if isinstance(targets, str) else list(targets),
                     task_type="CAUSAL_LM",
                 ),
+                # products of the model's type: the fp32 copies are the engines' masters
+                autocast_adapter_dtype=False,
             )
         except ValueError as error:
             raise UserError(

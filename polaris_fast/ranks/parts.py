@@ -24,7 +24,7 @@ from ..model.lora import Adapters, import_peft, whole_state
 from ..model.measured_kernels import Shapes, check_asked, measure_kernels, use_kernels
 from ..model.memory import install_memory_savers
 from ..model.naming import checkpoint_names
-from ..model.parity import check_packing
+from ..model.parity import PackingLeak, check_packing
 from ..rollout import RolloutEngine
 from ..rollout.hf import HFEngine
 from ..slots import SlotTrainer
@@ -109,14 +109,15 @@ def _all_or_none(action: Callable[[], T], world: World) -> T:
     A rank that went on would wait in its next collective for one that is gone.
 
     Raises:
-        UserError: another rank's fault, in its words. Else what `action` raised here.
+        UserError: another rank's fault, in its words. Else what `action` raised here: UserError,
+            PackingLeak or StopRequested.
     """
     if world.size == 1:
         return action()
     result, fault = None, None
     try:
         result = action()
-    except (UserError, StopRequested) as error:
+    except (UserError, PackingLeak, StopRequested) as error:
         fault = error
     faults: list[str | None] = [None] * world.size
     dist.all_gather_object(faults, None if fault is None else str(fault))
@@ -150,8 +151,32 @@ def _start_servers(orders: Orders, world: World) -> Fleet:
 def _load_parts(orders: Orders, world: World, fleet: Fleet | None) -> Parts:
     quiet_transformers()
     config = orders.config
-    device = choose_device(config, world.local_rank)
     dtype = _DTYPES[config.dtype]
+    model, device = _all_or_none(lambda: _load_model(orders, world, dtype), world)
+    _choose_kernels(config, world, model, device, dtype)
+    adapters, reference = _all_or_none(lambda: _fit_out(orders, model, device, dtype), world)
+
+    def make_engine() -> Engine:
+        return _engine_kind(config, world)(
+            model,
+            config,
+            config.loss_spec(),
+            total_updates=orders.total_updates,
+            reference=reference,
+            adapters=adapters,
+        )
+
+    # apart from what precedes it, as its own collectives need every rank
+    engine = _all_or_none(make_engine, world)
+    if orders.checkpoint is not None:
+        engine.load(Path(orders.checkpoint))
+    rollouts = _rollouts(config, engine, adapters, fleet)
+    return Parts(model, engine, SlotTrainer(engine, config, world.rank), rollouts)
+
+
+def _load_model(orders: Orders, world: World, dtype: torch.dtype) -> tuple[Any, torch.device]:
+    config = orders.config
+    device = choose_device(config, world.local_rank)
     torch.manual_seed(config.seed)
     if config.liger_kernels:
         family_of(read_config(orders.model_path))
@@ -160,7 +185,14 @@ def _load_parts(orders: Orders, world: World, fleet: Fleet | None) -> Parts:
         install_layer_kernels(model)
     # says now what could not be saved later
     find_base(model.state_dict(), model.config, config.model_name_or_path)
-    _choose_kernels(config, world, model, device, dtype)
+    return model, device
+
+
+def _fit_out(
+    orders: Orders, model: Any, device: torch.device, dtype: torch.dtype
+) -> tuple[Adapters | None, Any]:
+    """Adapters in the model and the reference beside it, once its packed rows are proven apart."""
+    config = orders.config
     check_packing(model)
     adapters = Adapters(model, config.lora) if config.lora.r > 0 else None
     reference: Any = None
@@ -170,18 +202,7 @@ def _load_parts(orders: Orders, world: World, fleet: Fleet | None) -> Parts:
         if config.liger_kernels:
             install_layer_kernels(reference)
     install_memory_savers(model, config)
-    engine = _engine_kind(config, world)(
-        model,
-        config,
-        config.loss_spec(),
-        total_updates=orders.total_updates,
-        reference=reference,
-        adapters=adapters,
-    )
-    if orders.checkpoint is not None:
-        engine.load(Path(orders.checkpoint))
-    rollouts = _rollouts(config, engine, adapters, fleet)
-    return Parts(model, engine, SlotTrainer(engine, config, world.rank), rollouts)
+    return adapters, reference
 
 
 def _choose_kernels(

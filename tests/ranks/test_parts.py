@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from polaris_fast.config import Config
 from polaris_fast.device import choose_device
+from polaris_fast.model.load import prepare_model
+from polaris_fast.model.parity import PackingLeak
+from polaris_fast.model.tiny import tiny_model
 from polaris_fast.packing import RowCost, plan_rounds
-from polaris_fast.ranks import World, join_world
+from polaris_fast.ranks import World, join_world, parts
 from polaris_fast.ranks.channel import Channel
+from polaris_fast.ranks.parts import Orders, build_parts
 from polaris_fast.ranks.rollouts import share_requests
 from polaris_fast.ranks.slots import SharedSlots
 from polaris_fast.ranks.streams import Abandoned, Inbox, Outbox
@@ -105,6 +113,41 @@ def test_ranks_on_cpu_leave_the_machines_gpus_alone(
 ) -> None:
     assert _device_on_rank(1, monkeypatch, device="cpu")[1] == torch.device("cpu")
     assert one_gpu == []
+
+
+def test_when_one_rank_cannot_build_its_parts_no_rank_waits_for_it(tmp_path: Path) -> None:
+    mp.spawn(_build_on_rank, (str(tmp_path),), nprocs=2)
+    said = [(tmp_path / rank).read_text().splitlines() for rank in ("0", "1")]
+    assert said[0] == [f"UserError: rank 1: {part}" for part in FAULTS]
+    assert said[1] == [f"{kind.__name__}: {part}" for part, kind in FAULTS.items()]
+
+
+# what fails on the second rank alone: before the kernels are shared, after, and at the engine
+FAULTS = {"choose_device": UserError, "check_packing": PackingLeak, "_engine_kind": UserError}
+
+
+def _build_on_rank(rank: int, folder: str) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/met", rank=rank, world_size=2,
+        timeout=timedelta(seconds=60),
+    )  # fmt: skip
+    orders = Orders(step_config(), "", None, None, 1)
+    said = []
+    for name, kind in FAULTS.items():
+
+        def fail(*_: Any, words: str = name, kind: type[Exception] = kind) -> Any:
+            raise kind(words)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parts, "load_causal_lm", lambda *_, **__: prepare_model(tiny_model()))
+            patch.setattr(parts, "find_base", lambda *_: None)
+            if rank == 1:
+                patch.setattr(parts, name, fail)
+            with pytest.raises((UserError, PackingLeak)) as caught:
+                build_parts(orders, World(rank, 2, rank))
+            said.append(f"{caught.type.__name__}: {caught.value}")
+    Path(folder, str(rank)).write_text("\n".join(said))
+    dist.destroy_process_group()
 
 
 def test_rows_that_cannot_be_trained_reach_no_rank() -> None:
