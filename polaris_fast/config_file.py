@@ -33,8 +33,8 @@ def load_config(path: str | Path | None = None, overrides: dict[str, str] | None
         UserError: missing file, YAML fault, unknown key or value out of range; names the key,
             the value and the remedy.
     """
-    tree = {} if path is None and names_model(overrides or {}) else _read_yaml(_resolve(path))
     given = {dotted: _value(dotted, text) for dotted, text in (overrides or {}).items()}
+    tree = {} if path is None and names_model(overrides or {}) else _read_yaml(_resolve(path))
     for section in ("judge", "judge.fallback"):
         _forget_other_endpoint(tree, section, given)
     for dotted, value in given.items():
@@ -180,7 +180,10 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for fault in error.errors(include_url=False):
         key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
+        if fault["type"] == "extra_forbidden" and "." in str(fault["loc"][-1]):
+            nested = key.replace(".", ": {") + ": ..." + "}" * key.count(".")
+            lines.append(f"unknown key {key!r}; a file nests it: write `{nested}`")
+        elif fault["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.0)
             lines.append(f"unknown key {key!r}; did you mean {near[0]!r}?")
         elif fault["type"] == "value_error":

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 # The keys of JudgeConfig that a preset may set.
 PRESET_KEYS = ("api_key_env", "temperature", "top_p", "max_tokens_parameter", "response_format")
 _NO_SAMPLING = {"temperature": None, "top_p": None}
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ def find_preset(base_url: str | None, choice: str | None = "auto") -> Preset | N
     for preset in PRESETS:
         if any(host == known or host.endswith("." + known) for known in preset.hosts):
             return preset
-        if host in _LOOPBACK and port is not None and port == preset.local_port:
+        if host in LOOPBACK and port is not None and port == preset.local_port:
             return preset
     return None
 

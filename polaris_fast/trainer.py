@@ -26,7 +26,7 @@ from .data import load_records, split_records, with_thinking
 from .embedded import build_embedded, embedded_tokenizer
 from .evaluate import evaluate
 from .groups import hri_weight
-from .idle_settings import idle_settings
+from .idle_settings import check_paid_data, idle_settings
 from .in_flight import read_rows, write_rows
 from .judge import JudgePool, Scorer, open_scorer
 from .judge.canary import CanaryWatch
@@ -75,6 +75,7 @@ class Trainer(ConductedRun):
         self.deterministic = (
             config.deterministic if config.deterministic is not None else self.device.type == "cpu"
         )
+        check_paid_data(config)
         records = load_records(config.data)
         self.train_records, self.eval_records = split_records(config.data, records)
         check_metric(config, len(self.eval_records))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,27 @@ def test_a_missing_or_broken_file_is_one_clear_error(tmp_path: Path) -> None:
     broken.write_text("a: [1")
     with pytest.raises(UserError, match="not valid YAML"):
         load_config(broken)
+
+
+@pytest.mark.parametrize(
+    ("line", "nested"),
+    [
+        ("data.path: x", "data: {path: ...}"),
+        ("judge: {fallback.model: x}", "judge: {fallback: {model: ...}}"),
+    ],
+)
+def test_a_dotted_key_of_a_file_is_told_to_be_nested(
+    line: str, nested: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(line)
+    with pytest.raises(UserError, match=f"a file nests it: write `{re.escape(nested)}`"):
+        load_config(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("key", ["model_name_or_path", "data.path"])
+def test_a_value_that_is_no_yaml_is_one_clear_error(key: str) -> None:
+    with pytest.raises(UserError, match=f"^--{key}: cannot read '@x' as YAML .* in quotes"):
+        load_config(None, {key: "@x"})
 
 
 def test_every_field_is_described() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,9 +19,12 @@ import yaml
 
 from polaris_fast.checkpoint import list_checkpoints
 from polaris_fast.cli import main
+from polaris_fast.config import Config, DataConfig, JudgeConfig
 from polaris_fast.data import load_samples
 from polaris_fast.embedded import build_tokenizer
+from polaris_fast.idle_settings import check_paid_data
 from polaris_fast.model.tiny import tiny_model
+from polaris_fast.types import UserError
 from tests.runs import SMALL, exact, metrics_of, train
 
 
@@ -392,9 +396,31 @@ def test_settings_that_do_nothing_with_this_data_are_named(
     keys = {"reward__blank_min_words": 40, "reward__length_reward": "band", "eval_on_end": "true"}
     assert train(tmp_path / "run", model_name_or_path=finished / "checkpoint-4", **keys) == 0
     told = " ".join("".join(capfd.readouterr()).split())
+    assert "data.path (null): " in told and "bundled demo stories" in told
     assert "eval_on_end: there are no held-out prompts to evaluate on" in told
     assert "reward.blank_min_words (40): " in told and "counts as blank" in told
     assert "reward.min_target_words (150): " in told
+
+
+@pytest.mark.parametrize(
+    ("judge", "pays"),
+    [
+        ({"base_url": "https://judge.example/v1", "price_input": 1, "price_output": 2}, True),
+        ({"base_url": "https://judge.example/v1", "api_key_env": "POLARIS_TEST_KEY"}, True),
+        ({"base_url": "https://judge.example/v1", "api_key_env": "POLARIS_TEST_NO_KEY"}, False),
+        ({"base_url": "http://localhost:8000/v1", "api_key_env": "POLARIS_TEST_KEY"}, False),
+        ({}, False),
+    ],
+)
+def test_no_paid_judge_scores_the_bundled_stories_because_a_path_was_forgotten(
+    judge: dict[str, Any], pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLARIS_TEST_KEY", "secret")
+    config = Config(model_name_or_path="some/model", judge=JudgeConfig(**judge))
+    check_paid_data(config.model_copy(update={"data": DataConfig(path="stories/")}))
+    check_paid_data(config.model_copy(update={"model_name_or_path": None}))
+    with pytest.raises(UserError, match=r"^data\.path \(null\)") if pays else nullcontext():
+        check_paid_data(config)
 
 
 def test_dry_run_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,7 +115,7 @@ SECTIONS: tuple[tuple[str, str, tuple[Chart, ...]], ...] = (
                 "Entropy",
                 "Mean over tokens, in nats; a collapse shows as a fall to 0.",
                 (
-                    Line("entropy", "all rows", "violet"),
+                    Line("entropy", "model's rows", "violet"),
                     Line("entropy/human", "human rows", "amber"),
                 ),
             ),
