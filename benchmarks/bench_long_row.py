@@ -5,7 +5,7 @@
 Memory is of one row of 16,384 tokens, each way in a process of its own (`long_row`). Whole logits
 of such a row do not fit a small machine: their peak is measured at shorter rows, where it grows by
 the same for every token, and drawn out to 16,384. Time is of a shorter row, ours in turns (TRL's is
-in `bench_trl`). A way that is not run keeps its line of an earlier session.
+in `bench_trl`). A way that is not run keeps its line of an earlier run.
 """
 
 from __future__ import annotations

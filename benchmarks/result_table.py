@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 class Table:
     """Rows under named columns; `finish` prints them and writes NAME.json and NAME.md.
 
-    The first `num_keys` columns name a row: rows of an earlier session with other names stay.
+    The first `num_keys` columns name a row: rows of an earlier run with other names stay.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Story records from JSONL, parquet, a hub data set, a folder of text files, or the samples.
 
-Fields (recipe section 4): uid, prompt, target_word_count, story, reasoning (optional), source.
+Fields (docs/data.md): uid, prompt, target_word_count, story, reasoning (optional), source.
 Everything else on a line is kept in `columns` for user rewards.
 """
 

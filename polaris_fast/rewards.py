@@ -1,4 +1,4 @@
-"""R = quality - repetition - length - blank: each term a pure function (recipe section 1).
+"""R = quality - repetition - length - blank: each term a pure function (docs/training-runs.md).
 
 Every weight and threshold is a field of `RewardConfig`. Lengths are words, scores have no unit.
 """

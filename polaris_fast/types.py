@@ -74,7 +74,7 @@ Outcome = Scored | Failed | Rejected
 
 @dataclass(frozen=True, slots=True)
 class RewardParts:
-    """R and what it is made of (recipe section 1). Penalties are stored unweighted."""
+    """R and what it is made of (docs/training-runs.md). Penalties are stored unweighted."""
 
     total: float
     quality: float

@@ -1,4 +1,4 @@
-"""The reward of recipe section 1 against hand-computed tables, and its bounds on any story."""
+"""The reward of docs/training-runs.md against hand-computed tables, and its bounds on any story."""
 
 from __future__ import annotations
 

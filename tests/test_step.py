@@ -177,7 +177,7 @@ def _expected(
 
 
 def _advantages(rows: list[Row], human_weight: float) -> dict[str, float]:
-    """Recipe section 2, by the statistics module."""
+    """Advantages with a human row (arXiv 2606.04095), by the statistics module."""
     result = {}
     for group in {row.group for row in rows}:
         scored = [r for r in rows if r.group == group and isinstance(r.outcome, Scored)]

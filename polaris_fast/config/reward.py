@@ -10,7 +10,7 @@ from .section import Off, Section
 
 
 class RewardConfig(Section):
-    """R = quality - repetition - length - blank (recipe section 1), less `injection_penalty`."""
+    """R = quality - repetition - length - blank (docs/training-runs.md), less `injection_penalty`."""
 
     function: str | None = None
     """`package.module:callable` used instead of the judge: f(prompts, completions, **columns)."""
@@ -102,7 +102,7 @@ class RewardConfig(Section):
 
 
 class HRIConfig(Section):
-    """Human-reference injection: one row of each group is the human story (recipe section 2)."""
+    """Human-reference injection: one row of each group is the human story (arXiv 2606.04095)."""
 
     mode: Annotated[Literal["off", "anchor", "luffy"], Off] = "anchor"
     """`anchor`: statistics from policy rows only (paper); `luffy`: the human row is inside the

@@ -17,6 +17,12 @@ _LIBRARIES = {"lxml": "lxml", "markdown_it": "markdown-it-py", "ftfy": "ftfy",
               "datasketch": "datasketch"}  # fmt: skip
 
 
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux; macOS and Windows do not tell
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointSettings:
     """Where prompts are written, and what they may cost."""
@@ -51,7 +57,7 @@ class Settings:
     journal: Path | None = None  # None: beside `out`
     report: bool = False
     overwrite: bool = False
-    workers: int = field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
+    workers: int = field(default_factory=_usable_cores)
 
     @property
     def journal_path(self) -> Path:

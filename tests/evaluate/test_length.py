@@ -1,4 +1,4 @@
-"""The formulas of recipe section 5 on hand-computed cases."""
+"""The length formulas of docs/evaluation.md on hand-computed cases."""
 
 from __future__ import annotations
 
