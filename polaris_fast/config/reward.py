@@ -10,7 +10,7 @@ from .section import Off, Section
 
 
 class RewardConfig(Section):
-    """R = quality - repetition - length - blank (docs/training-runs.md), less `injection_penalty`."""
+    """R = quality - repetition - length - blank, less injection (docs/training-runs.md)."""
 
     function: str | None = None
     """`package.module:callable` used instead of the judge: f(prompts, completions, **columns)."""

@@ -118,10 +118,10 @@ def test_an_adapter_on_a_parameter_of_a_linear_layer_is_refused() -> None:
     peft = pytest.importorskip("peft")
     model = prepare_model(tiny_model("llama", vocab_size=300))
 
-    def on_a_parameter(model: Any, config: Any) -> Any:
+    def on_a_parameter(model: Any, config: Any, **options: Any) -> Any:
         config.target_modules = []
         config.target_parameters = ["q_proj.weight"]
-        return get_peft_model(model, config)
+        return get_peft_model(model, config, **options)
 
     get_peft_model = peft.get_peft_model
     with pytest.MonkeyPatch.context() as patch:
