@@ -47,6 +47,9 @@ def sample_model(shape: ModelShape, run: Config) -> Any:
     if lora.r > 0:
         with torch.device("meta"):
             Adapters(model, lora)
+        # peft gives them the model's type, but for those on the meta device
+        for adapter in filter(lambda p: p.requires_grad, model.parameters()):
+            adapter.data = adapter.data.to(getattr(torch, run.dtype))
         # all layers but the first hand a gradient on
         model.enable_input_require_grads()
     install_memory_savers(model, run)
