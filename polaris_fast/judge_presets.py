@@ -47,7 +47,7 @@ PRESETS = (
         },
         hosts=("api.openai.com",),
         models={  # no reasoning, or none by default
-            r"(chatgpt-)?(ft:)?gpt-(3|4)|gpt-5-chat|gpt-5\.[12](-\d|$)": {
+            r"(chatgpt-|(ft:)?gpt-)(3|4)|gpt-5-chat|gpt-5\.[12](-\d|$)": {
                 "temperature": 0.2,
                 "top_p": 0.9,
             },

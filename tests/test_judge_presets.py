@@ -57,6 +57,8 @@ def test_other_addresses_have_no_preset(base_url: str | None) -> None:
     ("base_url", "model", "temperature", "top_p"),
     [
         ("https://api.openai.com/v1", "gpt-4.1-mini", 0.2, 0.9),
+        ("https://api.openai.com/v1", "chatgpt-4o-latest", 0.2, 0.9),
+        ("https://api.openai.com/v1", "ft:gpt-4o:mine", 0.2, 0.9),
         ("https://api.openai.com/v1", "gpt-5.1", 0.2, 0.9),
         ("https://api.openai.com/v1", "gpt-5-chat-latest", 0.2, 0.9),
         ("https://api.openai.com/v1", "gpt-5", None, None),

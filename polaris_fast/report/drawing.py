@@ -106,12 +106,14 @@ def thin(values: np.ndarray) -> np.ndarray:
 
 
 def number(value: float, percent: bool = False) -> str:
-    """A few useful digits: 12.3k  1,234  56.7  0.123  0.00001."""
+    """A few useful digits: 1.235M  12.3k  1,234  56.7  0.123  0.00001."""
     if percent:
         return f"{100 * value:.{1 if value >= 0.01 else 2}f} %"
     if value < 0:
         return "\N{MINUS SIGN}" + number(-value)
     size = abs(value)
+    if size >= 999_500:
+        return f"{value / 1e6:.4g}M" if size < 1e9 else f"{value / 1e6:,.0f}M"
     if size >= 10_000:
         return f"{value / 1000:.3g}k"
     if size >= 100:

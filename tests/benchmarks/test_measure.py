@@ -102,7 +102,7 @@ def test_on_cuda_the_clock_starts_while_the_device_is_busy(monkeypatch: pytest.M
             return 1.5
 
     class Flush:
-        def zero_(self) -> None:
+        def amax(self) -> None:
             log.append("flush")
 
     monkeypatch.setattr(torch.cuda, "Event", Event)

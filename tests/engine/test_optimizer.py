@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+pytest.importorskip("pydantic")  # the GPU tests also run on machines with torch and pytest alone
+
 from polaris_fast.config import Config, EngineConfig
 from polaris_fast.engine import SingleEngine
 from polaris_fast.model.load import load_causal_lm, prepare_model

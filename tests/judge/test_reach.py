@@ -41,7 +41,7 @@ def test_nothing_listens(make_pool, closed_url):
 
 
 @pytest.mark.parametrize(
-    "url", ["", "127.0.0.1:8000/v1", "ftp://host/v1", "http://", "http://[::1/v1", "http://h:x/v1"]
+    "url", ["127.0.0.1:8000/v1", "ftp://host/v1", "http://", "http://[::1/v1", "http://h:x/v1"]
 )
 def test_no_address(make_pool, url):
     message = error_of(make_pool(url))

@@ -213,6 +213,21 @@ def test_the_first_call_may_come_without_autograd(library, mode):
         cuda_probe.try_rows(CudaRows(Emulator(library)), torch.device("cpu"), 1_003, torch.bfloat16)
 
 
+def test_the_probe_saves_nothing_in_a_region_that_is_checkpointed(library):
+    def region(x):
+        kernels = CudaRows(Emulator(library))
+        cuda_probe.try_rows(kernels, torch.device("cpu"), 1_003, torch.bfloat16)
+        return x * x
+
+    saved = []
+    x = torch.ones(3, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = region(x)
+    assert len(saved) == 2 and all(t.shape == (3,) for t in saved)
+    y.sum().backward()
+    assert (x.grad == 2).all()
+
+
 def test_the_probe_makes_its_rows_on_the_host_whatever_the_defaults(library):
     rows = cuda_probe._rows(torch.device("cpu"), 1_003, torch.float32)
     torch.set_default_device("meta")
@@ -238,7 +253,7 @@ def test_without_a_device_triton_takes_over_by_name(monkeypatch, caplog):
 
 
 def test_each_device_is_probed_and_chosen_for_by_itself(library, monkeypatch, caplog):
-    current, tried = [0], []
+    current, tried, has_ended = [0], [], [False]
 
     @contextmanager
     def switched(device):
@@ -263,7 +278,7 @@ def test_each_device_is_probed_and_chosen_for_by_itself(library, monkeypatch, ca
         "device": switched,
         "get_device_capability": lambda device=None: capabilities[device.index],
         # of the current device alone, as torch's
-        "is_current_stream_capturing": lambda: current[0] == 2,
+        "is_current_stream_capturing": lambda: current[0] == 2 and not has_ended[0],
     }.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     with caplog.at_level("WARNING", logger="polaris_kernels"):
@@ -278,6 +293,9 @@ def test_each_device_is_probed_and_chosen_for_by_itself(library, monkeypatch, ca
     with pytest.raises(LibraryError, match="needs compute capability"):
         get_backend(torch.device("cuda:1"), "cuda")
     assert [_is_capturing(torch.device("cuda", i)) for i in range(3)] == [False, False, True]
+    # a first call inside of a capture decides nothing for the calls after it
+    has_ended[0] = True
+    assert active_backend("cuda:2") == "cuda"
 
 
 def test_it_is_refused_for_cpu_tensors_and_named_when_missing(monkeypatch):

@@ -120,7 +120,7 @@ def _with_index(device: torch.device) -> torch.device:
 def _first_choice(device: torch.device) -> HeadBackend:
     """The first backend in the device's preference that works; what it replaces is logged, once."""
     if device not in _chosen:
-        skipped = ""
+        skipped, is_final = "", True
         for name in _PREFERENCE.get(device.type, ("torch",)):
             if name in _COMPILED and name not in _FACTORIES:
                 library = _COMPILED[name][2]
@@ -128,11 +128,17 @@ def _first_choice(device: torch.device) -> HeadBackend:
             if name not in _FACTORIES:
                 continue
             try:
-                _chosen[device] = _instance(name, device)
+                found = _instance(name, device)
+            except native_library.NotNow as error:
+                skipped, is_final = f" ({error})", False
+                continue
             except native_library.LibraryError as error:
                 skipped = f" ({error})"
                 continue
             level = logging.WARNING if skipped else logging.INFO
             log.log(level, "head on %s: %s backend%s", device, name, skipped)
+            if not is_final:
+                return found
+            _chosen[device] = found
             break
     return _chosen[device]

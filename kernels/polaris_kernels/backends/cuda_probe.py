@@ -14,7 +14,7 @@ from torch import Tensor
 from ..foreseen import RowRule
 from ..objective import TokenGradients
 from .cuda_library import PATH, CudaLibrary
-from .native_library import LibraryError
+from .native_library import LibraryError, NotNow
 from .row_kernels import CudaRows
 from .triton_launch import RowState, Scaling, narrow_view
 
@@ -44,7 +44,7 @@ def _checked_rows(device: torch.device) -> CudaRows:
         raise LibraryError(f"polaris_kernels: {PATH.name} needs compute capability 8.0 or more, "
                            f"{device} has {major}.{minor}")  # fmt: skip
     if torch.cuda.is_current_stream_capturing():
-        raise LibraryError(
+        raise NotNow(
             "polaris_kernels: the first call came inside a graph capture, where the CUDA kernels "
             "cannot be tried; run one step before"
         )
@@ -58,8 +58,13 @@ def _checked_rows(device: torch.device) -> CudaRows:
 def try_rows(kernels: CudaRows, device: torch.device, width: int, dtype: torch.dtype) -> None:
     """LibraryError unless `kernels` agree with float64 on three rows of this width, a gradient of
     bf16 in the logits' memory, by one kernel and by two."""
-    # the first call may come from anywhere, and float64's gradient is autograd's
-    with torch.inference_mode(False), torch.enable_grad():
+    # the first call may come from anywhere, and float64's gradient is autograd's: checkpointing
+    # would count what it saves among the tensors of the region that it makes again
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x),
+    ):
         _try_rows(kernels, device, width, dtype)
 
 

@@ -34,6 +34,10 @@ class LibraryError(RuntimeError):
     """The library is missing, stale or refuses; the message says what to do."""
 
 
+class NotNow(LibraryError):
+    """It cannot be tried at this moment, and later it can."""
+
+
 class _Logits(ctypes.Structure):
     _fields_ = (
         ("logits", c_void_p),
